@@ -1,0 +1,28 @@
+"""Adapt large language models with few trainable parameters, and know whether it worked."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftkit.api import finetune as finetune
+    from peftkit.api import publish as publish
+
+__version__ = "0.1.0"
+
+LAZY = {"finetune": "peftkit.api", "publish": "peftkit.api"}
+"""Where each name is; nothing heavy is imported until one is used."""
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported on first use."""
+    if name not in LAZY:
+        msg = f"module `peftkit` has no `{name}`; it has {', '.join(sorted(LAZY))}"
+        raise AttributeError(msg)
+    return getattr(import_module(LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*LAZY, "__version__"])

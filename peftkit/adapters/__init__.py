@@ -1,0 +1,6 @@
+"""The few trainable parameters: put on, saved, checked and loaded in peft's layout."""
+
+import logging
+
+# peft imports bitsandbytes, which complains on import about a kernel that it does not need.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

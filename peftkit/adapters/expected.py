@@ -1,0 +1,333 @@
+"""Which tensors an adapter's configuration implies, and of which shapes on a given base.
+
+peft loads whatever the file holds: a tensor too many overwrites the base, one too few leaves a
+layer at its random start. So the set is worked out here, from the configuration and, where it is
+known, the base's own layers. A size that only the base knows is `None` without one.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from peftkit.adapters.config_fields import ALL_LINEAR
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    Config = Mapping[str, Any]
+
+Shape = tuple[int | None, ...]
+PREFIX = "base_model.model."
+OWN_TYPES = ("FULL", "HEAD", "BITFIT", "LAYERNORM", "TOP")
+"""Not peft's: `delta.safetensors` holds the parameters that changed, under the base's own names."""
+PROMPT_TYPES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
+SUFFIXES = {
+    "LORA": (
+        ".lora_A.weight",
+        ".lora_B.weight",
+        ".lora_B.bias",
+        ".lora_magnitude_vector",
+        ".lora_embedding_A",
+        ".lora_embedding_B",
+    ),
+    "IA3": (".ia3_l",),
+    "VERA": (".vera_lambda_b", ".vera_lambda_d"),
+    "OFT": (".oft_R.weight",),
+    "LN_TUNING": (".ln_tuning_layers.weight", ".ln_tuning_layers.bias"),
+    "BOTTLENECK": (
+        ".bottleneck_down.weight",
+        ".bottleneck_down.bias",
+        ".bottleneck_up.weight",
+        ".bottleneck_up.bias",
+    ),
+}
+"""How the tensors of each type are named behind the module that they adapt."""
+
+
+@dataclass(slots=True)
+class Expected:
+    """What the file must hold, what it may hold, and what already cannot be right."""
+
+    required: dict[str, Shape] = field(default_factory=dict)
+    optional: dict[str, Shape] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def expected_tensors(
+    config: Config,
+    present: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]] | None,
+) -> Expected:
+    """The tensors that `config` implies.
+
+    Args:
+        config: an adapter_config.json whose fields have been checked.
+        present: shapes of the tensors that the file holds.
+        base: weight shape of each of the base's modules, or `None` while there is no base.
+    """
+    expected = Expected()
+    kind = config["peft_type"]
+    if kind in OWN_TYPES:
+        _whole_parameters(expected, present, base)
+    elif kind in PROMPT_TYPES:
+        _prompt(expected, config, base)
+    else:
+        _per_module(expected, config, present, base)
+    _saved_modules(expected, config, present, base)
+    _token_rows(expected, config, present, base)
+    return expected
+
+
+def matches(config: Config, module: str) -> bool:
+    """Whether peft would adapt `module`: the same rules as its own, for plain names."""
+    if _ends_in(module, config.get("exclude_modules")) or _is_saved(config, module):
+        return False
+    targets = config["target_modules"]
+    if targets == ALL_LINEAR:
+        return True
+    if isinstance(targets, str):
+        return module == targets
+    return _ends_in(module, targets) and _in_layers(config, module)
+
+
+def _ends_in(module: str, names: Collection[str] | str | None) -> bool:
+    if not names:
+        return False
+    if isinstance(names, str):
+        return module == names
+    parts = module.split(".")
+    known = set(names)
+    return any(".".join(parts[start:]) in known for start in range(len(parts)))
+
+
+def _listed(names: Collection[str] | str | None) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def _is_saved(config: Config, module: str) -> bool:
+    around = f".{module}."
+    return any(f".{name}." in around for name in _listed(config.get("modules_to_save")))
+
+
+def _in_layers(config: Config, module: str) -> bool:
+    wanted = config.get("layers_to_transform")
+    if wanted is None or wanted == []:
+        return True
+    patterns = _listed(config.get("layers_pattern")) or [r"[^.]*"]
+    for pattern in patterns:
+        found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+        if found:
+            return int(found[1]) in (wanted if isinstance(wanted, list) else [wanted])
+    return False
+
+
+def _adapted(
+    config: Config, present: Iterable[str], base: Mapping[str, tuple[int, ...]] | None
+) -> list[str]:
+    """Modules that carry the adapter: by the base's layers, or by the tensors' own names."""
+    kind = config["peft_type"]
+    if base is not None and config["target_modules"] != ALL_LINEAR:
+        names = _with_parents(base) if kind == "BOTTLENECK" else base
+        return [module for module in names if matches(config, module)]
+    endings = SUFFIXES[kind]
+    named = {
+        name[len(PREFIX) : -len(ending)]: None
+        for name in present
+        for ending in endings
+        if name.startswith(PREFIX) and name.endswith(ending)
+    }
+    return [
+        module for module in named if matches(config, module) and (base is None or module in base)
+    ]
+
+
+def _with_parents(base: Iterable[str]) -> list[str]:
+    """Every module, and every module around it: a bottleneck may sit on a whole block."""
+    found: dict[str, None] = {}
+    for module in base:
+        parts = module.split(".")
+        found |= {".".join(parts[:depth]): None for depth in range(1, len(parts) + 1)}
+    return list(found)
+
+
+def _per_module(
+    expected: Expected,
+    config: Config,
+    present: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]] | None,
+) -> None:
+    kind = config["peft_type"]
+    modules = _adapted(config, present, base)
+    if not modules:
+        where = "the base" if base is not None else "the file"
+        expected.problems.append(f"target_modules: nothing in {where} has one of these names")
+    for module in modules:
+        shape = base.get(module) if base is not None else None
+        if shape is not None and len(shape) != (1 if kind == "LN_TUNING" else 2):
+            expected.problems.append(f"target_modules: `{module}` cannot be adapted: {shape}")
+            continue
+        for ending, size in _tensors(config, module, shape, present).items():
+            expected.required[f"{PREFIX}{module}{ending}"] = size
+    if kind == "VERA":
+        expected.required["base_model.vera_A"] = (config["r"], None)
+        expected.required["base_model.vera_B"] = (None, config["r"])
+
+
+def _out_in(shape: tuple[int, ...] | None, config: Config) -> tuple[int | None, int | None]:
+    """Outputs and inputs of a layer; GPT-2's are stored the other way round."""
+    if shape is None:
+        return None, None
+    if config.get("fan_in_fan_out"):
+        return shape[-1], shape[0]
+    return shape[0], shape[-1]
+
+
+def _tensors(
+    config: Config,
+    module: str,
+    shape: tuple[int, ...] | None,
+    present: Mapping[str, tuple[int, ...]],
+) -> dict[str, Shape]:
+    """What one adapted module has in the file, by the end of the name."""
+    out, into = _out_in(shape, config)
+    here = f"{PREFIX}{module}"
+    match config["peft_type"]:
+        case "LORA":
+            embedding = f"{here}.lora_embedding_A" in present
+            return _lora(config, module, shape, embedding=embedding)
+        case "IA3":
+            inner = _ends_in(module, config.get("feedforward_modules"))
+            return {".ia3_l": (1, into) if inner else (out, 1)}
+        case "VERA":
+            return {".vera_lambda_b": (out,), ".vera_lambda_d": (config["r"],)}
+        case "OFT":
+            return {".oft_R.weight": _rotations(config, into)}
+        case "LN_TUNING":
+            endings = [".ln_tuning_layers.weight", ".ln_tuning_layers.bias"]
+            return {end: (out,) for end in endings if end == endings[0] or here + end in present}
+        case _:
+            return _bottleneck(config, (out, into), present.get(f"{here}.bottleneck_down.bias"))
+
+
+def _lora(
+    config: Config, module: str, shape: tuple[int, ...] | None, *, embedding: bool
+) -> dict[str, Shape]:
+    rank = rank_of(config, module)
+    if embedding:
+        rows, width = shape or (None, None)
+        return {".lora_embedding_A": (rank, rows), ".lora_embedding_B": (width, rank)}
+    out, into = _out_in(shape, config)
+    tensors: dict[str, Shape] = {".lora_A.weight": (rank, into), ".lora_B.weight": (out, rank)}
+    if config.get("lora_bias"):
+        tensors[".lora_B.bias"] = (out,)
+    if config.get("use_dora"):
+        tensors[".lora_magnitude_vector"] = (out,)
+    return tensors
+
+
+def rank_of(config: Config, module: str) -> int:
+    """The rank of one LoRA module: the first pattern that fits its name, or `r`."""
+    for name, rank in (config.get("rank_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({name})$", module):
+            return int(rank)
+    return int(config["r"])
+
+
+def _rotations(config: Config, into: int | None) -> Shape:
+    """Blocks, and free numbers a block; peft rounds a block size that does not divide."""
+    block = config.get("oft_block_size") or 0
+    if not block and into is not None and config.get("r"):
+        block = into // config["r"]
+    if not block or into is None or into % block:
+        return (None, None)
+    return (1 if config.get("block_share") else into // block, block * (block - 1) // 2)
+
+
+def _bottleneck(
+    config: Config, size: tuple[int | None, int | None], bias: tuple[int, ...] | None
+) -> dict[str, Shape]:
+    out, into = size
+    inner: int | None = config.get("bottleneck_size")
+    if inner is None and out is not None:
+        inner = max(1, out // (config.get("reduction_factor") or 16))
+    if inner is None and bias is not None:
+        inner = bias[0]
+    return {
+        ".bottleneck_down.weight": (inner, into if config.get("variant") == "parallel" else out),
+        ".bottleneck_down.bias": (inner,),
+        ".bottleneck_up.weight": (out, inner),
+        ".bottleneck_up.bias": (out,),
+    }
+
+
+def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ...]] | None) -> None:
+    rows, width = config["num_virtual_tokens"], config["token_dim"]
+    if base is not None and not any(width in shape for shape in base.values()):
+        expected.problems.append(f"token_dim: no layer of the base is {width} wide")
+    if config["peft_type"] == "PREFIX_TUNING":
+        width *= 2 * config["num_layers"]
+        if config.get("prefix_projection"):
+            expected.problems.append("prefix_projection: peft cannot load such a prefix back")
+    else:
+        rows *= config.get("num_transformer_submodules") or 1
+    expected.required["prompt_embeddings"] = (rows, width)
+
+
+def _whole_parameters(
+    expected: Expected,
+    present: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]] | None,
+) -> None:
+    """Our own `delta.safetensors`: tensors are named like the base's, and must be the base's."""
+    for name, size in present.items():
+        module, _, kind = name.removeprefix(PREFIX).rpartition(".")
+        if base is None:
+            expected.optional[name] = size
+        elif module in base and kind in ("weight", "bias"):
+            shape = base[module]
+            either = shape[-1] if size == shape[-1:] else shape[0]  # GPT-2's layers lie transposed
+            expected.optional[name] = shape if kind == "weight" else (either,)
+
+
+def _saved_modules(
+    expected: Expected,
+    config: Config,
+    present: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]] | None,
+) -> None:
+    """Whole modules that the adapter brings along, such as a classification head."""
+    for name in present:
+        module, _, kind = name.removeprefix(PREFIX).rpartition(".")
+        if name.startswith(PREFIX) and kind in ("weight", "bias") and _is_saved(config, module):
+            expected.optional[name] = (None,) * len(present[name])
+    for module, shape in (base or {}).items():
+        if _is_saved(config, module):
+            expected.required[f"{PREFIX}{module}.weight"] = shape
+            expected.optional[f"{PREFIX}{module}.bias"] = (shape[0],)
+
+
+def _token_rows(
+    expected: Expected,
+    config: Config,
+    present: Mapping[str, tuple[int, ...]],
+    base: Mapping[str, tuple[int, ...]] | None,
+) -> None:
+    """Single rows of the embedding that were trained, such as those of new tokens."""
+    wanted = config.get("trainable_token_indices")
+    if not wanted:
+        return
+    named = [name for name in present if name.endswith(TOKEN_ROWS) and name.startswith(PREFIX)]
+    if not named:
+        expected.problems.append("trainable_token_indices: the file holds no trained token rows")
+    for name in named:
+        module = name[len(PREFIX) : -len(TOKEN_ROWS)]
+        if isinstance(wanted, dict) and not _ends_in(module, list(wanted)):
+            continue
+        rows = next(iter(wanted.values())) if isinstance(wanted, dict) else wanted
+        vocabulary, width = (base or {}).get(module, (None, None))
+        expected.optional[name] = (len(rows), width)
+        if vocabulary is not None and max(rows) >= vocabulary:
+            expected.problems.append(f"trainable_token_indices: the base has {vocabulary} tokens")

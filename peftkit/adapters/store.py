@@ -1,0 +1,95 @@
+"""Adapter folders on disk, in the layout that peft and others read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from peftkit.adapters.attach import trainable
+from peftkit.adapters.verify import module_shapes, verify_adapter
+from peftkit.base.upstream import quiet
+from peftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peftkit.base.locate import Origin
+
+PEFT_WEIGHTS = "adapter_model.safetensors"
+CHANGED_WEIGHTS = "delta.safetensors"
+CONFIG = "adapter_config.json"
+READABLE = 0o644
+
+
+def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> None:
+    """Write the adapter to `folder`, whole or not at all."""
+    building = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
+    building.mkdir(parents=True)
+    if isinstance(model, PeftModel):
+        _save_peft(model, building, origin)
+    else:
+        _save_changed(model, building, origin, method)
+    for path in building.iterdir():
+        path.chmod(READABLE)
+    if folder.exists():
+        shutil.rmtree(folder)
+    building.rename(folder)
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """The model with the adapter of `folder` on it, checked before anything reads its weights."""
+    facts = verify_adapter(folder, module_shapes(model))
+    if facts.peft_type == "FULL":
+        return _load_changed(model, folder)
+    with quiet():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def _save_peft(model: PeftModel, folder: Path, origin: Origin) -> None:
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config[model.active_adapter]
+    config.inference_mode = True
+    config.base_model_name_or_path = origin.name
+    config.revision = origin.commit
+    config.save_pretrained(str(folder))
+
+
+def _save_changed(model: Any, folder: Path, origin: Origin, method: str) -> None:
+    tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+    save_file(tensors, folder / CHANGED_WEIGHTS, metadata={"format": "pt"})
+    values = {
+        "peft_type": method.upper(),
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": origin.name,
+        "revision": origin.commit,
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_changed(model: Any, folder: Path) -> Any:
+    weights = load_file(folder / CHANGED_WEIGHTS)
+    report = model.load_state_dict(weights, strict=False)
+    if report.unexpected_keys:
+        raise InputError(f"`{folder}` holds tensors the base lacks: `{report.unexpected_keys[0]}`")
+    return model.eval()
+
+
+def add_adapter(model: Any, folder: Path, number: int) -> Any:
+    """The model with one more adapter of the same kind active beside those it has."""
+    if not isinstance(model, PeftModel):
+        raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
+    verify_adapter(folder, module_shapes(model))
+    name = f"adapter{number}"
+    with quiet():
+        model.load_adapter(str(folder), adapter_name=name)
+    tuner: Any = model.base_model
+    tuner.set_adapter([*model.active_adapters, name])
+    return model.eval()

@@ -1,0 +1,50 @@
+"""The Python interface: what the commands do, as functions that return plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftkit.recipe.load import load_recipe
+from peftkit.report.record import hold
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peftkit.pipeline.conclude import Run
+    from peftkit.publish.publish import Published
+
+
+def finetune(
+    recipe: str | Path,
+    *,
+    set: Mapping[str, Any] | None = None,  # noqa: A002 - named as the command line names it
+    out: str | Path | None = None,
+    fresh: bool = False,
+) -> Run:
+    """A finished run of the recipe: `.metrics`, `.findings`, `.adapter`, `.report`.
+
+    Goes on where an earlier, interrupted call with the same recipe and folder stopped.
+    """
+    from peftkit.pipeline.finetune import finetune as run_recipe
+
+    overrides = [f"{key}={_as_text(value)}" for key, value in (set or {}).items()]
+    loaded = load_recipe(Path(recipe), overrides)
+    with hold(Path(out) if out else Path("runs") / loaded.recipe.name) as folder:
+        return run_recipe(loaded, folder, fresh=fresh)
+
+
+def publish(
+    run: str | Path, repo: str, *, public: bool = False, dry_run: bool = False
+) -> Published:
+    """The adapter of a run, checked and uploaded; with `dry_run`, the exact tree written here."""
+    from peftkit.publish.publish import publish as publish_run
+
+    return publish_run(Path(run), repo, public=public, dry_run=dry_run)
+
+
+def _as_text(value: Any) -> str:
+    """A value as it would be typed after `--set key=`."""
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,139 @@
+"""Load the frozen model and its tokenizer from the folder that was located."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from peftkit.base.locate import Origin, locate
+from peftkit.base.upstream import quiet
+from peftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from peftkit.recipe.sections.base import BaseSection
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A frozen model with its tokenizer and where both came from."""
+
+    model: Any
+    tokenizer: Any
+    origin: Origin
+
+    @property
+    def pad_id(self) -> int:
+        """An id for positions that nothing looks at."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    @property
+    def window(self) -> int | None:
+        """Most positions the model was made for, where its config says so."""
+        config = self.model.config.get_text_config()
+        found = getattr(config, "max_position_embeddings", None)
+        return found if isinstance(found, int) else None
+
+
+def choose_dtype(section: BaseSection, device: torch.device) -> str:
+    """The name of the number format of the frozen weights."""
+    if section.dtype != "auto":
+        return section.dtype
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def load_base(
+    section: BaseSection, *, device: torch.device, seed: int = 0, origin: Origin | None = None
+) -> Base:
+    """What the recipe's `base` section names, frozen, in evaluation mode, on its device."""
+    origin = origin or locate(section)
+    dtype = DTYPES[choose_dtype(section, device)]
+    with quiet():
+        if section.weights == "random":
+            model = _random_model(origin, dtype, seed)
+        else:
+            model = _pretrained_model(origin, dtype)
+    model.requires_grad_(requires_grad=False).eval().to(device)
+    return Base(model=model, tokenizer=load_tokenizer(origin), origin=origin)
+
+
+def load_tokenizer(origin: Origin) -> Any:
+    """The base's own tokenizer."""
+    try:
+        return AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as problem:
+        raise InputError(
+            f"`{origin.name}` has no tokenizer that can be read: {_first_line(problem)}",
+            hint="a model folder holds tokenizer.json and tokenizer_config.json beside config.json",
+        ) from None
+
+
+def shape_of(origin: Origin) -> Any:
+    """The model without memory for its weights, for planning."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_config(origin))
+
+
+def _config(origin: Origin) -> Any:
+    try:
+        return AutoConfig.from_pretrained(origin.folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as problem:
+        raise InputError(
+            f"`{origin.name}/config.json` names no model this version of transformers knows: "
+            f"{_first_line(problem)}"
+        ) from None
+
+
+def _random_model(origin: Origin, dtype: torch.dtype, seed: int) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(_config(origin), dtype=dtype)
+
+
+def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
+    _config(origin)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            origin.folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as problem:
+        raise InputError(
+            f"`{origin.name}` cannot be loaded: {_first_line(problem)}",
+            hint="its weights may be damaged; compare their sizes with the original's",
+        ) from None
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"`{origin.name}` lacks {len(missing)} tensors of its own model, e.g. `{missing[0]}`",
+            hint="with made-up values in their place every result would be wrong",
+        )
+    return model
+
+
+def _first_line(problem: BaseException) -> str:
+    return str(problem).strip().splitlines()[0][:200] if str(problem).strip() else repr(problem)
+
+
+def stop_ids(origin: Origin, tokenizer: Any) -> frozenset[int]:
+    """Ids at which generation ends: the tokenizer's own and those the base's folder names."""
+    named: Any = tokenizer.eos_token_id
+    path = origin.folder / "generation_config.json"
+    listed: Any = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
+    both = [*(listed if isinstance(listed, list) else [listed]), named]
+    return frozenset(int(token) for token in both if token is not None)

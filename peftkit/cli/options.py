@@ -1,0 +1,16 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the recipe."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+adapter_option = click.option(
+    "--adapter", "adapters", multiple=True, metavar="DIR", help="Add an adapter; may be repeated."
+)

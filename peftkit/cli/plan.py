@@ -1,0 +1,58 @@
+"""`peftkit plan RECIPE`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from peftkit.cli import output
+from peftkit.cli.options import json_option, recipe_argument, set_option
+from peftkit.recipe.load import load_recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("plan", epilog="Example: peftkit plan recipes/quickstart.yaml --set train.epochs=1")
+@recipe_argument
+@set_option
+@json_option
+def command(recipe: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
+    """Say what RECIPE will take: parameters, tokens, steps, memory, disk. Loads no weights."""
+    loaded = load_recipe(recipe, overrides)
+    from peftkit.pipeline.plan import make_plan
+    from peftkit.pipeline.setup import set_up
+
+    plan = make_plan(loaded.recipe, set_up(loaded.recipe)).facts
+    if as_json:
+        output.show_json(plan)
+    else:
+        show_plan(plan)
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """The plan as a table, with a warning where it does not fit."""
+    memory = plan["memory_bytes"]
+    output.table(
+        ("what", "how much"),
+        [
+            ("parameters of the base", output.figure(plan["parameters"])),
+            ("trainable", f"{plan['trainable']:,} ({100 * plan['share']:.2f} %)"),
+            ("training rows", output.figure(plan["rows"])),
+            ("tokens an epoch", output.figure(plan["tokens_per_epoch"])),
+            ("steps", f"{plan['steps']:,} of {plan['rows_per_step']} rows"),
+            ("epochs", output.figure(plan["epochs"])),
+            ("tokens a step, about", output.figure(plan["tokens_per_step"])),
+            ("rows a forward pass", output.figure(plan["micro_rows"])),
+            ("memory for training, about", output.size(memory["training"])),
+            ("memory for evaluation, about", output.size(memory["evaluation"])),
+            ("memory of this machine", output.size(plan["memory_available"])),
+            ("disk", output.size(plan["disk_bytes"])),
+        ],
+    )
+    if max(memory.values()) > plan["memory_available"]:
+        output.say(
+            "warning: this does not fit into memory; "
+            "lower `train.batch.micro_rows` or `data.max_length`"
+        )

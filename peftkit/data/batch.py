@@ -1,0 +1,127 @@
+"""Rows to batches: which rows an update sees, and how they become tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from peftkit.data.example import IGNORED, Example
+from peftkit.data.packing import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Token ids, the ids to predict at each, and each token's place in its document.
+
+    All are (rows, time). `targets` are already shifted: position t holds token t + 1, or `IGNORED`.
+    Padding stands after the tokens, where causal attention never looks, so no mask is needed.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    positions: Tensor | None
+    """None when every row is one document, whose places count up from 0."""
+    real_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        positions = None if self.positions is None else self.positions.to(device)
+        inputs, targets = self.inputs.to(device), self.targets.to(device)
+        return Batch(inputs, targets, positions, self.real_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Everything one optimizer update sees, in micro-batches."""
+
+    micro_batches: tuple[Batch, ...]
+    trained_tokens: int
+    real_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the documents of an update are laid out: speed and memory, never the result."""
+
+    packing: bool
+    micro_rows: int
+    pad_id: int
+
+
+def stream_updates(
+    examples: Sequence[Example], layout: Layout, *, rows: int, seed: int, start: int = 0
+) -> Iterator[Update]:
+    """Updates of `rows` documents for ever, from number `start` on, in seeded order.
+
+    Every document comes once an epoch. An update is a pure function of its number, so a resumed
+    run needs no saved position.
+    """
+    number = start
+    while True:
+        places = range(number * rows, (number + 1) * rows)
+        yield make_update([examples[_at(p, len(examples), seed)] for p in places], layout)
+        number += 1
+
+
+def make_update(documents: Sequence[Example], layout: Layout) -> Update:
+    """One update from its documents, packed or one a row, in micro-batches."""
+    if layout.packing:
+        lengths = [document.length for document in documents]
+        # No row is wider than the longest document: attention costs the square of the width.
+        bins = pack(lengths, max(lengths))
+    else:
+        bins = [[index] for index in range(len(documents))]
+    rows = [[documents[index] for index in row] for row in bins]
+    batches = tuple(
+        collate(rows[first : first + layout.micro_rows], layout.pad_id)
+        for first in range(0, len(rows), layout.micro_rows)
+    )
+    trained = sum(document.trained_tokens for document in documents)
+    return Update(batches, trained, sum(batch.real_tokens for batch in batches))
+
+
+def collate(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
+    """Rows of documents as one padded batch; no document predicts the next one's first token."""
+    width = max(sum(document.length for document in row) for row in rows)
+    inputs = np.full((len(rows), width), pad_id, np.int64)
+    targets = np.full((len(rows), width), IGNORED, np.int64)
+    positions = np.zeros((len(rows), width), np.int64)
+    real = 0
+    for number, row in enumerate(rows):
+        at = 0
+        for document in row:
+            end = at + document.length
+            inputs[number, at:end] = document.tokens
+            goals = np.where(document.trained, document.tokens, IGNORED)
+            targets[number, at : end - 1] = goals[1:]
+            positions[number, at:end] = np.arange(document.length)
+            at = end
+        positions[number, at:] = np.arange(width - at)
+        real += at
+    alone = all(len(row) == 1 for row in rows)
+    return Batch(
+        torch.from_numpy(inputs),
+        torch.from_numpy(targets),
+        None if alone else torch.from_numpy(positions),
+        real,
+    )
+
+
+def _at(place: int, count: int, seed: int) -> int:
+    epoch, index = divmod(place, count)
+    return int(_order(count, seed, epoch)[index])
+
+
+@lru_cache(maxsize=2)  # an update may straddle two epochs
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)

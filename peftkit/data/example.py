@@ -1,0 +1,57 @@
+"""A row as the model sees it: token ids, which of them carry loss, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+IGNORED = -100
+"""Target id of a token that carries no loss: padding, or a prompt that is not trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One document: its tokens, and for each whether it is learnt."""
+
+    tokens: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    """(tokens,) whether a token carries loss; never the first, which nothing comes before."""
+    where: str
+    digest: str
+    text: str
+    """What a person reads: prompt and answer, or the passage."""
+    prompt_tokens: int = 0
+    """Tokens before the answer; 0 for plain text."""
+    prompt: str = ""
+    answer: str | None = None
+    """The expected answer, where there is one to compare a generation with."""
+    source: str = ""
+    format: str = "text"
+    cut: int = 0
+    """Tokens that `too_long: truncate` took off."""
+
+    @property
+    def key(self) -> str:
+        """Sha256 of the normalized text: equal for rows that differ in case or punctuation only."""
+        return hashlib.sha256(normalize(self.text).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.tokens)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int(self.trained.sum())
+
+
+def normalize(text: str) -> str:
+    """Letters and digits only, in lower case; text with neither stays as it is."""
+    return "".join(re.findall(r"[^\W_]+", text.lower())) or text

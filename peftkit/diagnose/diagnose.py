@@ -1,0 +1,39 @@
+"""All checks of a run, worst first, from the figures in its folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peftkit.diagnose.checks import (
+    check_answers,
+    check_effect,
+    check_forgetting,
+    check_leakage,
+    check_learning_rate,
+    check_length,
+    check_overfitting,
+)
+from peftkit.report.record import EVALUATIONS, STEPS
+
+if TYPE_CHECKING:
+    from peftkit.diagnose.finding import Finding
+    from peftkit.report.record import RunFolder
+
+ORDER = ("problem", "warning", "note", "ok")
+
+
+def diagnose(run: RunFolder) -> list[Finding]:
+    """Every finding of a finished run, the most serious first."""
+    metrics, data = run.read("metrics.json"), run.read("data.json")
+    steps, evaluations = run.lines(STEPS), run.lines(EVALUATIONS)
+    found = [
+        check_effect(metrics),
+        check_leakage(data),
+        check_forgetting(metrics),
+        check_overfitting(evaluations, steps),
+        check_learning_rate(steps),
+        check_length(evaluations),
+        *check_answers(metrics),
+    ]
+    kept = [finding for finding in found if finding is not None]
+    return sorted(kept, key=lambda finding: ORDER.index(finding.severity))

@@ -1,0 +1,92 @@
+"""Adapted against base on the same rows: the change, how sure it is, and the sentence to say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from peftkit.evaluate.evaluation import Evaluation
+
+RESAMPLES = 2000
+COVERAGE = 0.95
+
+
+def compare(base: Evaluation, adapted: Evaluation, *, seed: int) -> dict[str, dict[str, float]]:
+    """For each metric: both figures, their change and its 95 % paired bootstrap interval."""
+    draws = resample(len(base.examples), seed)
+    tokens = base.rows.tokens
+    changes = {
+        "loss": ratio_interval(adapted.rows.losses - base.rows.losses, tokens, draws),
+    }
+    figures = {"loss": (base.rows.per_token, adapted.rows.per_token)}
+    if (before := base.right) is not None and (after := adapted.right) is not None:
+        changes["exact_match"] = ratio_interval(after - before, np.ones_like(after), draws)
+        figures["exact_match"] = (float(before.mean()), float(after.mean()))
+    return {
+        name: {"base": old, "adapted": new, "change": new - old}
+        | {"low": changes[name][0], "high": changes[name][1]}
+        for name, (old, new) in figures.items()
+    }
+
+
+def resample(rows: int, seed: int) -> NDArray[np.int64]:
+    """(resamples, rows) row numbers drawn with replacement."""
+    return np.random.default_rng([seed, rows]).integers(0, rows, (RESAMPLES, rows))
+
+
+def ratio_interval(
+    totals: NDArray[np.float64], weights: NDArray[Any], draws: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Percentile interval of sum(totals) / sum(weights) over resampled rows."""
+    drawn = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def judge(difference: Mapping[str, Mapping[str, Mapping[str, float]]], rows: int) -> dict[str, str]:
+    """Whether the adapter helped, and the honest sentence: test rows first, answers before loss."""
+    where = "test" if "test" in difference else "validation"
+    figures = difference[where]
+    name = "exact_match" if "exact_match" in figures else "loss"
+    change = figures[name]
+    helped = _direction(change, better=1 if name == "exact_match" else -1)
+    if helped == "unclear" and name == "exact_match" and change["change"] == 0:
+        name, change = "loss", figures["loss"]  # no answer changed; the loss may still tell
+        helped = _direction(change, better=-1)
+    say = _say_answers if name == "exact_match" else _say_loss
+    opening = {
+        "yes": "the adapter helped",
+        "no": "the adapter made it worse",
+        "unclear": "no clear effect",
+    }[helped]
+    return {"helped": helped, "sentence": f"{opening}: {say(change, rows, where)}"}
+
+
+def _direction(change: Mapping[str, float], *, better: int) -> str:
+    low, high = sorted((better * change["low"], better * change["high"]))
+    if low > 0:
+        return "yes"
+    return "no" if high < 0 else "unclear"
+
+
+def _say_answers(change: Mapping[str, float], rows: int, where: str) -> str:
+    return (
+        f"exact match on {rows} {where} rows went from {100 * change['base']:.1f} % to "
+        f"{100 * change['adapted']:.1f} % (95 % interval of the change: "
+        f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f} points)"
+    )
+
+
+def _say_loss(change: Mapping[str, float], rows: int, where: str) -> str:
+    return (
+        f"loss per token on {rows} {where} rows went from {change['base']:.3f} to "
+        f"{change['adapted']:.3f} (95 % interval of the change: "
+        f"{change['low']:+.3f} to {change['high']:+.3f})"
+    )

@@ -1,0 +1,98 @@
+"""Greedy answers to held-out prompts, batched, with whether each one stopped by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peftkit.evaluate.losses import batches_by_length
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.data.example import Example
+
+BATCH_TOKENS = 16_384
+SPARE_TOKENS = 16
+"""Room beyond the longest expected answer, so that going on too long shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said to one prompt."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@torch.inference_mode()
+def answer_all(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
+    *,
+    stops: frozenset[int],
+    room: int,
+) -> list[Answer]:
+    """One greedy answer a prompt, in the prompts' order; the same with any batching."""
+    from transformers import GenerationConfig
+
+    model.eval()
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=room,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=next(iter(sorted(stops)), 0),
+    )
+    answers: dict[int, Answer] = {}
+    lengths = [len(prompt) + room for prompt in prompts]
+    for indices in batches_by_length(lengths, BATCH_TOKENS):
+        inputs, mask = _pad_left([prompts[index] for index in indices])
+        device = next(model.parameters()).device
+        produced = model.generate(
+            input_ids=inputs.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+        for index, row in zip(indices, produced[:, inputs.shape[1] :].tolist(), strict=True):
+            answers[index] = _read(row, tokenizer, stops)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def room_for(examples: Sequence[Example]) -> int:
+    """Tokens an answer may take: the longest expected one and some to spare."""
+    longest = max(example.length - example.prompt_tokens for example in examples)
+    return longest + SPARE_TOKENS
+
+
+def prompt_of(example: Example) -> list[int]:
+    """The token ids before the answer."""
+    ids: list[int] = example.tokens[: example.prompt_tokens].tolist()
+    return ids
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether an answer ends by saying the same few words over and over."""
+    words = text.split()
+    for period in (1, 2, 3, 4):
+        tail = words[-4 * period :]
+        if len(tail) == 4 * period and tail == tail[:period] * 4:
+            return True
+    return False
+
+
+def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    inputs = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for number, prompt in enumerate(prompts):
+        inputs[number, width - len(prompt) :] = torch.tensor(prompt)
+        mask[number, width - len(prompt) :] = 1
+    return inputs, mask
+
+
+def _read(row: list[int], tokenizer: Any, stops: frozenset[int]) -> Answer:
+    end = next((place for place, token in enumerate(row) if token in stops), len(row))
+    text = tokenizer.decode(row[:end], skip_special_tokens=True)
+    return Answer(text, end, end < len(row))

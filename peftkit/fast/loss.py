@@ -1,0 +1,36 @@
+"""The loss of a causal language model, token by token: the plain path that fast ones must equal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.functional import cross_entropy
+
+from peftkit.data.example import IGNORED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftkit.data.batch import Batch
+
+
+def summed_loss(model: Any, batch: Batch) -> Tensor:
+    """Cross entropy summed over the trained tokens, in float32."""
+    return token_losses(model, batch).sum()
+
+
+def token_losses(model: Any, batch: Batch) -> Tensor:
+    """Cross entropy of each position, (rows, time) in float32; 0 where nothing is trained.
+
+    No attention mask is passed: padding stands last, where causal attention never looks, and
+    documents that share a row are told apart by their positions (with the cache off, without
+    which transformers would not look for them).
+    """
+    places = {} if batch.positions is None else {"position_ids": batch.positions}
+    logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
+    return cross_entropy(
+        logits.float().flatten(0, 1),
+        batch.targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view_as(batch.targets)

@@ -1,0 +1,121 @@
+"""The end of a run: figures against the base, findings, samples, report and card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftkit.base.machine import peak_memory
+from peftkit.diagnose.diagnose import diagnose
+from peftkit.evaluate.compare import compare, judge
+from peftkit.pipeline.judge import Judged, opening
+from peftkit.report.card import build_card
+from peftkit.report.page import write_report
+from peftkit.report.record import EVALUATIONS, STEPS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from peftkit.pipeline.setup import Setup
+    from peftkit.recipe.schema import Recipe
+    from peftkit.report.record import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: plain data and paths."""
+
+    path: Path
+    metrics: dict[str, Any]
+    findings: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    adapter: Path
+    report: Path
+
+
+def read_run(run: RunFolder) -> Run:
+    """What a finished run's folder says."""
+    return Run(
+        path=run.path,
+        metrics=run.read("metrics.json"),
+        findings=run.read("findings.json"),
+        samples=run.read("samples.json"),
+        adapter=run.adapter,
+        report=run.path / "report.html",
+    )
+
+
+def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after: Judged) -> Run:
+    """Write metrics, findings, samples, report and card of a run whose adapter is saved."""
+    last = run.lines(STEPS)[-1]["step"]
+    run.append(EVALUATIONS, {"step": last, "loss": after.sets["validation"].rows.per_token})
+    run.write("metrics.json", gather_metrics(run, recipe, before, after))
+    run.write("samples.json", _samples(recipe, setup, before, after))
+    run.write("findings.json", [finding.facts for finding in diagnose(run)])
+    write_report(run.path)
+    run.write("adapter/README.md", build_card(run.path))
+    return read_run(run)
+
+
+def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged) -> dict[str, Any]:
+    """What `metrics.json` says."""
+    difference = {
+        name: compare(before.sets[name], after.sets[name], seed=recipe.seed) for name in after.sets
+    }
+    test = after.sets.get("test")
+    base = before.sets["validation"].summary
+    base["test"] = before.sets["test"].summary if test else None
+    return {
+        "validation": after.sets["validation"].summary,
+        "test": test.summary if test else None,
+        "baselines": {"base": base},
+        "difference": difference,
+        "remember": [
+            {"source": source, "before": {"loss": old}, "after": {"loss": after.remember[source]}}
+            for source, old in before.remember.items()
+        ],
+        "speed": _speed(run),
+        "verdict": judge(difference, len(after.shown.examples)),
+    }
+
+
+def _speed(run: RunFolder) -> dict[str, Any]:
+    steps = run.lines(STEPS)
+    seconds = sum(line["seconds"] for line in steps)
+    tokens = sum(line["tokens"] for line in steps)
+    return {
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+        "seconds": seconds,
+        "tokens": tokens,
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def _samples(recipe: Recipe, setup: Setup, before: Judged, after: Judged) -> list[dict[str, Any]]:
+    examples = after.shown.examples[: recipe.evaluate.samples]
+    if not after.shown.answers:
+        return [
+            {
+                "where": example.where,
+                "prompt": setup.tokenizer.decode(opening(example), skip_special_tokens=True),
+                "expected": None,
+                "before": old.text,
+                "after": new.text,
+                "right": None,
+            }
+            for example, old, new in zip(
+                examples, before.continuations, after.continuations, strict=True
+            )
+        ]
+    answers = zip(examples, before.shown.answers, after.shown.answers, strict=False)
+    return [
+        {
+            "where": example.where,
+            "prompt": example.prompt,
+            "expected": example.answer,
+            "before": old.text,
+            "after": new.text,
+            "right": new.text.strip() == (example.answer or "").strip(),
+        }
+        for example, old, new in answers
+    ]

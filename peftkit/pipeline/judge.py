@@ -1,0 +1,86 @@
+"""One model on every set the recipe judges by, and samples of what it writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftkit.data.prepare import read_set
+from peftkit.evaluate.evaluation import Evaluation, evaluate_set
+from peftkit.evaluate.generation import Answer, answer_all
+from peftkit.evaluate.losses import choose_rows, measure_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.data.example import Example
+    from peftkit.pipeline.setup import Setup
+    from peftkit.pipeline.watch import Watch
+    from peftkit.recipe.schema import Recipe
+
+OPENING_TOKENS = 16
+"""Tokens of a passage that a continuation starts from."""
+CONTINUATION_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one model did on every set."""
+
+    sets: dict[str, Evaluation]
+    """`validation` and, where there is one, `test`."""
+    remember: dict[str, float]
+    """Loss per token on each source that must not be forgotten."""
+    continuations: Sequence[Answer]
+    """What it writes after the opening of held-out passages, where rows are plain text."""
+
+    @property
+    def shown(self) -> Evaluation:
+        """The set that samples come from: test rows where there are any."""
+        return self.sets.get("test", self.sets["validation"])
+
+
+def evaluate_all(model: Any, setup: Setup, recipe: Recipe, watch: Watch) -> Judged:
+    """The model on validation, test and remembered rows; the same rows at every call."""
+    sets = {"validation": setup.data.validation}
+    if setup.data.test is not None:
+        sets["test"] = setup.data.test
+    judged = {}
+    for name, dataset in sets.items():
+        watch.say(f"evaluating {min(len(dataset.examples), recipe.evaluate.rows)} {name} rows")
+        judged[name] = evaluate_set(
+            model,
+            dataset.examples,
+            setup.tokenizer,
+            recipe.evaluate,
+            pad_id=setup.pad_id,
+            stops=setup.stops,
+        )
+    remember = _remember(model, setup, recipe)
+    shown = judged.get("test", judged["validation"])
+    continuations = [] if shown.answers else _continue(model, setup, recipe, shown.examples)
+    return Judged(judged, remember, continuations)
+
+
+def opening(example: Example) -> list[int]:
+    """The first tokens of a passage, from which a continuation starts."""
+    ids: list[int] = example.tokens[: min(OPENING_TOKENS, max(example.length // 2, 1))].tolist()
+    return ids
+
+
+def _remember(model: Any, setup: Setup, recipe: Recipe) -> dict[str, float]:
+    losses = {}
+    for source in recipe.evaluate.remember:
+        encoder = setup.encoder(recipe.data)
+        found = read_set("remember", (source,), recipe.data.bad_rows, encoder)
+        chosen = choose_rows(found.examples, recipe.evaluate.rows)
+        rows = measure_losses(model, chosen, setup.tokenizer, setup.pad_id)
+        losses[chosen[0].source] = rows.per_token
+    return losses
+
+
+def _continue(
+    model: Any, setup: Setup, recipe: Recipe, examples: Sequence[Example]
+) -> list[Answer]:
+    prompts = [opening(example) for example in examples[: recipe.evaluate.samples]]
+    return answer_all(model, prompts, setup.tokenizer, stops=setup.stops, room=CONTINUATION_TOKENS)

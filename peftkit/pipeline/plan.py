@@ -1,0 +1,89 @@
+"""What a run will take before it takes it: parameters, tokens, steps, memory, disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftkit.base.machine import total_memory
+from peftkit.base.memory import choose_micro_rows, evaluation_bytes, training_bytes
+from peftkit.evaluate.losses import BATCH_TOKENS
+from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
+
+if TYPE_CHECKING:
+    from peftkit.recipe.schema import Recipe
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The size of a run."""
+
+    parameters: int
+    trainable: int
+    share: float
+    rows: int
+    tokens_per_epoch: int
+    steps: int
+    epochs: float
+    rows_per_step: int
+    tokens_per_step: int
+    micro_rows: int
+    memory_bytes: dict[str, int]
+    memory_available: int
+    disk_bytes: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `plan.json` says."""
+        return asdict(self)
+
+
+def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
+    """The plan of a run whose data is known; nothing is loaded for it but the model's shape."""
+    sizes = sizes or measure_sizes(recipe, setup.origin)
+    examples = setup.data.train.examples
+    tokens = sum(example.length for example in examples)
+    rows = recipe.train.batch.rows
+    steps = count_steps(recipe, len(examples))
+    width = max(example.length for example in examples)
+    bytes_a_number = BYTES[setup.dtype]
+    memory = total_memory()
+    micro = recipe.train.batch.micro_rows
+    if micro == "auto":
+        micro = choose_micro_rows(
+            sizes.shape,
+            rows=rows,
+            width=width,
+            memory=memory,
+            on_gpu=setup.device.type == "cuda",
+            bytes_a_number=bytes_a_number,
+        )
+    training = training_bytes(sizes.shape, sizes.trainable, micro * width, bytes_a_number)
+    evaluation = evaluation_bytes(sizes.shape, max(BATCH_TOKENS, width), bytes_a_number)
+    return Plan(
+        parameters=sizes.shape.parameters,
+        trainable=sizes.trainable,
+        share=sizes.share,
+        rows=len(examples),
+        tokens_per_epoch=tokens,
+        steps=steps,
+        epochs=steps * rows / len(examples),
+        rows_per_step=rows,
+        tokens_per_step=round(tokens / len(examples) * rows),
+        micro_rows=micro,
+        memory_bytes={"training": training, "evaluation": evaluation},
+        memory_available=memory,
+        disk_bytes=(recipe.train.keep + 1) * sizes.trainable * 12 + sizes.trainable * 4,
+    )
+
+
+def count_steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer updates of the run."""
+    if recipe.train.steps != "auto":
+        return recipe.train.steps
+    epochs = recipe.train.epochs
+    passes = 3.0 if epochs == "auto" else epochs
+    return max(1, math.ceil(passes * rows / recipe.train.batch.rows))

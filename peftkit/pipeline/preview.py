@@ -1,0 +1,37 @@
+"""Rows as the model will see them, before anything is loaded but the tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peftkit.pipeline.setup import set_up
+
+if TYPE_CHECKING:
+    from peftkit.data.example import Example
+    from peftkit.pipeline.setup import Setup
+    from peftkit.recipe.schema import Recipe
+
+
+def preview(recipe: Recipe, rows: int) -> dict[str, Any]:
+    """The first training rows token by token, and the totals that `data.json` will hold."""
+    setup = set_up(recipe)
+    facts = setup.data.facts
+    return {
+        "rows": [_describe(example, setup) for example in setup.data.train.examples[:rows]],
+        "totals": {name: facts[name] for name in ("train", "validation", "test")},
+    }
+
+
+def _describe(example: Example, setup: Setup) -> dict[str, Any]:
+    ids = example.tokens.tolist()
+    last = next((place for place in reversed(range(len(ids))) if example.trained[place]), 0)
+    return {
+        "where": example.where,
+        "trained_tokens": example.trained_tokens,
+        "stop_trained": ids[last] in setup.stops if setup.stops else None,
+        "cut": example.cut,
+        "tokens": [
+            {"text": setup.tokenizer.decode([token]), "id": token, "trained": bool(trained)}
+            for token, trained in zip(ids, example.trained.tolist(), strict=True)
+        ],
+    }

@@ -1,0 +1,87 @@
+"""What every command that touches a model begins with: where the base is, what the data holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peftkit.adapters.attach import attach, trainable
+from peftkit.base.load import choose_dtype, load_tokenizer, shape_of, stop_ids
+from peftkit.base.locate import Origin, digest, locate
+from peftkit.base.machine import choose_device
+from peftkit.base.memory import Shape, shape_of_config
+from peftkit.data.formats import Encoder
+from peftkit.data.prepare import Data, prepare_data
+
+if TYPE_CHECKING:
+    from peftkit.recipe.schema import Recipe
+    from peftkit.recipe.sections.data import DataSection
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything known before the weights are read."""
+
+    origin: Origin
+    digest: str
+    device: torch.device
+    dtype: str
+    tokenizer: Any
+    stops: frozenset[int]
+    data: Data
+
+    @property
+    def pad_id(self) -> int:
+        """An id for positions that nothing looks at."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def encoder(self, section: DataSection) -> Encoder:
+        """How this run's rows become tokens."""
+        return Encoder(self.tokenizer, self.stops, section.max_length, section.too_long)
+
+
+def set_up(recipe: Recipe) -> Setup:
+    """Find the base, read its tokenizer, and turn the data into examples."""
+    origin = locate(recipe.base)
+    tokenizer = load_tokenizer(origin)
+    stops = stop_ids(origin, tokenizer)
+    device = choose_device()
+    return Setup(
+        origin=origin,
+        digest=digest(origin, weights=recipe.base.weights == "pretrained"),
+        device=device,
+        dtype=choose_dtype(recipe.base, device),
+        tokenizer=tokenizer,
+        stops=stops,
+        data=prepare_data(recipe.data, tokenizer, stops),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How big the base is and how much of it trains."""
+
+    shape: Shape
+    trainable: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters as a share of all, the adapter's included."""
+        own = self.shape.parameters
+        return self.trainable / max(own, self.trainable)
+
+
+def measure_sizes(recipe: Recipe, origin: Origin) -> Sizes:
+    """Sizes read off a model without memory: no weights are loaded for it."""
+    model = shape_of(origin)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    shape = shape_of_config(model.config, base_parameters)
+    model.requires_grad_(requires_grad=False)
+    with torch.device("meta"):
+        adapted = attach(model, recipe.adapter, seed=recipe.seed)
+    return Sizes(shape, sum(p.numel() for p in trainable(adapted).values()))

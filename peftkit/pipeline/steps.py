@@ -1,0 +1,132 @@
+"""The steps of a run: logged, evaluated and saved by plain code around the loop that yields."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from peftkit.adapters.attach import trainable
+from peftkit.data.batch import Layout, stream_updates
+from peftkit.evaluate.losses import choose_rows, measure_losses
+from peftkit.pipeline.signals import stopped
+from peftkit.report.record import EVALUATIONS, STEPS
+from peftkit.train.checkpoint import newest_checkpoint, restore, save_checkpoint
+from peftkit.train.loop import train
+from peftkit.train.optimizer import make_optimizer
+from peftkit.train.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+    from peftkit.pipeline.setup import Setup
+    from peftkit.pipeline.signals import Requests
+    from peftkit.pipeline.watch import Watch
+    from peftkit.recipe.schema import Recipe
+    from peftkit.report.record import RunFolder
+    from peftkit.train.loop import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What stays the same over all steps of a run."""
+
+    recipe: Recipe
+    setup: Setup
+    run: RunFolder
+    steps: int
+    layout: Layout
+    identity: Mapping[str, Any]
+
+
+def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
+    """Take every step that is still to be taken, from the newest checkpoint on."""
+    parameters = trainable(model)
+    optimizer = make_optimizer(parameters, weight_decay=job.recipe.train.weight_decay)
+    done = _resume(job, parameters, optimizer, watch)
+    requests.between_steps = True
+    with watch.progress(job.steps, "training") as show:
+        for step in _steps(model, job, optimizer, done):
+            job.run.append(STEPS, asdict(step))
+            pace = step.tokens / max(step.seconds, 1e-9)
+            show(step.step, loss=step.loss, tokens_per_second=pace)
+            last = step.step == job.steps
+            if not last and step.step % job.recipe.evaluate.every == 0:
+                _evaluate(model, job, step.step)
+            if last or requests.number or step.step % job.recipe.train.save_every == 0:
+                _save(job, step.step, parameters, optimizer)
+            if requests.number and not last:
+                raise stopped(requests.number, f"step {step.step} of {job.steps} is saved")
+    requests.between_steps = False
+    if requests.number:
+        raise stopped(requests.number, "every step is taken and saved; the evaluation is left")
+
+
+def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) -> Iterator[Step]:
+    train_section = job.recipe.train
+    updates = stream_updates(
+        job.setup.data.train.examples,
+        job.layout,
+        rows=train_section.batch.rows,
+        seed=job.recipe.seed,
+        start=done,
+    )
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            train_section.schedule,
+            step,
+            steps=job.steps,
+            peak=train_section.learning_rate,
+            warmup=train_section.warmup,
+        )
+
+    return train(
+        model,
+        updates,
+        optimizer,
+        rate,
+        steps=range(done + 1, job.steps + 1),
+        max_grad_norm=train_section.max_grad_norm,
+        seed=job.recipe.seed,
+    )
+
+
+def _resume(
+    job: Job, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer, watch: Watch
+) -> int:
+    """Steps already taken: weights, optimizer and log are put back to the newest whole save."""
+    damaged: list[str] = []
+    checkpoint = newest_checkpoint(job.run.checkpoints, damaged)
+    for problem in damaged:
+        watch.say(f"skipped a damaged checkpoint: {problem}")
+    if checkpoint is None:
+        job.run.forget_after(0)
+        return 0
+    restore(checkpoint, parameters, optimizer)
+    job.run.forget_after(checkpoint.step)
+    watch.say(f"going on from step {checkpoint.step} of {job.steps}")
+    return checkpoint.step
+
+
+def _save(
+    job: Job, step: int, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> None:
+    save_checkpoint(
+        job.run.checkpoints,
+        step,
+        parameters,
+        optimizer,
+        digests=job.identity,
+        keep=job.recipe.train.keep,
+    )
+
+
+def _evaluate(model: Any, job: Job, step: int) -> None:
+    started = time.perf_counter()
+    chosen = choose_rows(job.setup.data.validation.examples, job.recipe.evaluate.rows)
+    rows = measure_losses(model, chosen, job.setup.tokenizer, job.setup.pad_id)
+    seconds = round(time.perf_counter() - started, 3)
+    job.run.append(EVALUATIONS, {"step": step, "loss": rows.per_token, "seconds": seconds})

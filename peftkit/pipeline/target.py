@@ -1,0 +1,104 @@
+"""A model to use: a run folder, an adapter folder or a base, with more adapters on top if asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftkit.adapters.store import CONFIG, add_adapter, load_adapter
+from peftkit.base.load import load_base, stop_ids
+from peftkit.base.machine import choose_device
+from peftkit.errors import InputError, RecipeError
+from peftkit.recipe.schema import Recipe
+from peftkit.recipe.sections.base import BaseSection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.base.load import Base
+
+TEMPLATED = {"chat", "instruction"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model ready to use, and what is known of how it was trained."""
+
+    base: Base
+    model: Any
+    stops: frozenset[int]
+    recipe: Recipe | None
+    """The recipe of a run, where the target is one."""
+    templated: bool
+    """Whether prompts go through the chat template unless someone says otherwise."""
+
+
+def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
+    """Load what `name` says, and every adapter of `adapters` on top of it, each one checked."""
+    folder = Path(name).expanduser()
+    recipe = _recipe_of(folder)
+    first = folder / "adapter" if recipe else folder
+    wanted = [first] if recipe or (folder / CONFIG).exists() else []
+    section = recipe.base if recipe else _base_of(folder, name) if wanted else _named_base(name)
+    for path in wanted:
+        if not (path / CONFIG).exists():
+            raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
+    wanted += [_adapter_folder(adapter) for adapter in adapters]
+    base = load_base(section, device=choose_device())
+    model = base.model
+    for number, path in enumerate(wanted):
+        model = load_adapter(model, path) if number == 0 else add_adapter(model, path, number)
+    template = base.tokenizer.chat_template is not None
+    return Target(
+        base=base,
+        model=model,
+        stops=stop_ids(base.origin, base.tokenizer),
+        recipe=recipe,
+        templated=template and _trained_on_turns(folder, recipe, wanted),
+    )
+
+
+def _recipe_of(folder: Path) -> Recipe | None:
+    path = folder / "recipe.resolved.json"
+    return Recipe.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _adapter_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    inner = folder / "adapter"
+    found = inner if (inner / CONFIG).exists() else folder
+    if not (found / CONFIG).exists():
+        raise RecipeError(
+            f"`{name}` is not an adapter: it has no {CONFIG}",
+            hint="give a run folder or its `adapter` folder",
+        )
+    return found
+
+
+def _base_of(folder: Path, name: str) -> BaseSection:
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise InputError(f"`{name}/{CONFIG}` is not JSON: {problem}") from None
+    base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"`{name}/{CONFIG}` does not say which base it is for",
+            hint=f"`peftkit generate BASE --adapter {name}` names it",
+        )
+    return BaseSection(model=base, revision=values.get("revision") or "main")
+
+
+def _named_base(name: str) -> BaseSection:
+    folder = Path(name).expanduser()
+    return BaseSection(model=str(folder.resolve()) if folder.is_dir() else name)
+
+
+def _trained_on_turns(folder: Path, recipe: Recipe | None, adapters: Sequence[Path]) -> bool:
+    path = folder / "data.json"
+    if recipe is None or not path.exists():
+        return bool(adapters)
+    formats = json.loads(path.read_text(encoding="utf-8"))["train"]["formats"]
+    return bool(TEMPLATED & set(formats))

@@ -1,0 +1,65 @@
+"""What other tools call things, so that a habit from elsewhere gets an answer."""
+
+from __future__ import annotations
+
+KEYS: dict[str, str] = {
+    "base_model": "base.model",
+    "base_model_name_or_path": "base.model",
+    "bias": "adapter.method",
+    "cutoff_len": "data.max_length",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "datasets": "data.train",
+    "eval_dataset": "data.validation",
+    "eval_split": "data.validation",
+    "eval_steps": "evaluate.every",
+    "finetuning_type": "adapter.method",
+    "learning_rate_scheduler": "train.schedule",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_layers": "adapter.layers",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_target": "adapter.targets",
+    "lora_target_modules": "adapter.targets",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.schedule",
+    "lr_scheduler_type": "train.schedule",
+    "max_seq_length": "data.max_length",
+    "max_steps": "train.steps",
+    "micro_batch_size": "train.batch.micro_rows",
+    "model_name": "base.model",
+    "model_name_or_path": "base.model",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.batch.micro_rows",
+    "peft_type": "adapter.method",
+    "r": "adapter.rank",
+    "random_seed": "seed",
+    "sample_packing": "data.packing",
+    "save_steps": "train.save_every",
+    "save_total_limit": "train.keep",
+    "seq_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "sequence_length": "data.max_length",
+    "target_modules": "adapter.targets",
+    "torch_dtype": "base.dtype",
+    "train_dataset": "data.train",
+    "train_file": "data.train",
+    "val_set_size": "data.validation",
+    "validation_file": "data.validation",
+    "warmup_ratio": "train.warmup",
+    "layers_to_transform": "adapter.layers",
+    "batch_size": "train.batch.rows",
+    "max_length_tokens": "data.max_length",
+}
+"""Their key, and ours as a dotted path; each must exist in the schema."""
+
+ADVICE: dict[str, str] = {
+    "gradient_accumulation_steps": "`train.batch.rows` is the whole update; micro-batches are "
+    "chosen to fit",
+    "output_dir": "the run folder is `runs/<name>`, or give `--out DIR` on the command line",
+    "load_in_4bit": "write `base.quantize: nf4`",
+    "hub_token": "no recipe holds a secret; log in with `hf auth login`",
+}
+"""Their keys that have no single key of ours, and what to do instead."""

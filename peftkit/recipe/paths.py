@@ -1,0 +1,73 @@
+"""Find the file names in a recipe, and tie them to the folder they were written in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Names = tuple[str, ...]
+
+_MODEL: Names = ("base", "model")
+_SOURCES: frozenset[Names] = frozenset(
+    {
+        ("data", "train"),
+        ("data", "validation"),
+        ("data", "test"),
+        ("data", "replay"),
+        ("evaluate", "remember"),
+        ("evaluate", "ood"),
+    }
+)
+"""Keys that hold sources, each written as a path, as `{source: path}` or as a list of these."""
+
+
+def anchor(value: Any, folder: Path, at: Names = ()) -> Any:
+    """The same values with every relative path made absolute from `folder`.
+
+    `at` says which keys lead to `value`, when it is only a part of a recipe.
+    """
+    return map_paths(value, folder, lambda path: absolute(path, folder), at)
+
+
+def absolute(path: str, folder: Path) -> str:
+    """`path` seen from `folder`, normalized; links keep their names, whose endings matter."""
+    try:
+        expanded = Path(path).expanduser()
+    except RuntimeError:  # `~someone` where there is no such user: a name like any other
+        expanded = Path(path)
+    return os.path.normpath(folder.absolute() / expanded)
+
+
+def map_paths(value: Any, folder: Path, move: Callable[[str], str], at: Names = ()) -> Any:
+    """The same values with `move` applied to every text that names a file or folder."""
+    if isinstance(value, dict):
+        return {key: map_paths(child, folder, move, (*at, key)) for key, child in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(map_paths(child, folder, move, at) for child in value)
+    if isinstance(value, str) and _is_path(value, folder, at):
+        return move(value)
+    return value
+
+
+def _is_path(text: str, folder: Path, at: Names) -> bool:
+    if not text or text.startswith(("hub:", "builtin:")) or "://" in text:
+        return False
+    if at == _MODEL:
+        return names_a_folder(text, folder)
+    return at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"}
+
+
+def names_a_folder(model: str, folder: Path) -> bool:
+    """Whether `base.model` is a folder; `org/name` is a hub id unless such a folder is here."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or _is_folder(folder / model)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name longer than the file system allows
+        return False

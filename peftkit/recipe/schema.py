@@ -1,0 +1,38 @@
+"""What a recipe may say: the sections in the order they happen."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
+from peftkit.recipe.sections.base import BaseSection
+from peftkit.recipe.sections.data import DataSection
+from peftkit.recipe.sections.evaluate import EvaluateSection
+from peftkit.recipe.sections.publish import PublishSection
+from peftkit.recipe.sections.section import Expected, Section
+from peftkit.recipe.sections.train import TrainSection
+
+
+class Recipe(Section):
+    """One whole run, top to bottom in the order it happens."""
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"),
+        Expected("up to 96 letters, digits, `.`, `_` and `-`, a letter or digit first"),
+    ]
+    """Names the run folder, `runs/<name>`; the file's stem unless given."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds data order, dropout, initialization and intervals."""
+    base: BaseSection
+    """The frozen model."""
+    adapter: AdapterSection = LoraSection()
+    """The few parameters that train."""
+    data: DataSection
+    """Rows to learn from and to judge by."""
+    train: TrainSection = TrainSection.model_validate({})
+    """How long and how fast."""
+    evaluate: EvaluateSection = EvaluateSection()
+    """What is measured, against what."""
+    publish: PublishSection = PublishSection()
+    """What the model card adds."""

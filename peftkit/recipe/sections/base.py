@@ -1,0 +1,22 @@
+"""The `base` section: the pretrained model that everything else adapts."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from peftkit.recipe.sections.section import Section
+
+
+class BaseSection(Section):
+    """The frozen model."""
+
+    model: Annotated[str, Field(min_length=1, examples=["builtin:tiny"])]
+    """`builtin:tiny`, a folder, or a hub id."""
+    revision: str = "main"
+    """Commit, tag or branch of a hub model; `lock.json` records the commit it meant."""
+    task: Literal["causal-lm"] = "causal-lm"
+    """What the model is asked to do."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` keeps the shape and throws the knowledge away: the from-scratch control."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the frozen weights; `auto` is float32 on a CPU and bfloat16 on a GPU."""

@@ -1,0 +1,71 @@
+"""The `train` section: how long, how fast, and how often it saves."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from peftkit.recipe.sections.section import (
+    Auto,
+    Count,
+    Number,
+    PositiveNumber,
+    Section,
+    Share,
+)
+
+SCHEDULES = Literal[
+    "constant",
+    "linear",
+    "cosine",
+    "inverse-sqrt",
+    "onecycle",
+    "slanted-triangular",
+    "warmup-stable-decay",
+]
+
+
+class BatchSection(Section):
+    """How much one optimizer update sees."""
+
+    rows: Count = 16
+    """Data rows an update; `packing` lays them out more densely and changes nothing else."""
+    micro_rows: Count | Auto = "auto"
+    """Padded or packed rows a forward pass; `auto` takes what fits. Never changes the result."""
+
+
+class TrainSection(Section):
+    """One training run."""
+
+    steps: Count | Auto = "auto"
+    """Optimizer updates; `auto` follows from `epochs`."""
+    epochs: PositiveNumber | Auto = "auto"
+    """Passes over the training rows; 3 when `steps` is not given either."""
+    batch: BatchSection = BatchSection()
+    """How much one update sees."""
+    learning_rate: PositiveNumber = 2e-4
+    """Peak learning rate."""
+    schedule: SCHEDULES = "cosine"
+    """How the learning rate moves after warm-up."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """Decay of matrices only; biases and norms never decay."""
+    max_grad_norm: PositiveNumber = 1.0
+    """Gradients are scaled down to this norm."""
+    save_every: Count = 100
+    """Steps between checkpoints; the last step is always saved."""
+    keep: Count = 3
+    """Checkpoints kept; older ones go once a newer one is verified."""
+    threads: Count | Auto = "auto"
+    """CPU threads; `auto` measures a step with one and with all and takes the faster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        named = [key for key in ("steps", "epochs") if values.get(key, "auto") != "auto"]
+        if len(named) == 2:
+            msg = "`steps` and `epochs` both say how long to train; keep one"
+            raise ValueError(msg)
+        return values if named else {**values, "epochs": 3.0}

@@ -1,0 +1,193 @@
+"""What a report knows about a run, as frozen facts; `read_run` gets them from a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peftkit.report.tolerant import Loose
+
+Interval = tuple[float, float]
+
+SEVERITIES = ("problem", "warning", "note", "ok")
+"""What a finding may be, worst first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A file of the run folder that could not be used, and what the report lacks for it."""
+
+    file: str
+    problem: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step."""
+
+    step: int
+    loss: float | None
+    grad_norm: float | None
+    learning_rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One validation loss while training; step 0 is the base."""
+
+    step: int
+    loss: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Metrics of one model on one split."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the adapter did to one metric of one split."""
+
+    metric: str
+    base: float | None
+    adapted: float | None
+    change: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Loss on something that must not be forgotten, before and after."""
+
+    source: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What training took."""
+
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    cpu_seconds: float | None = None
+    tokens: float | None = None
+    peak_memory_bytes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What was planned before the first step."""
+
+    parameters: float | None = None
+    trainable: float | None = None
+    share: float | None = None
+    rows: float | None = None
+    tokens_per_epoch: float | None = None
+    steps: float | None = None
+    epochs: float | None = None
+    rows_per_step: float | None = None
+    tokens_per_step: float | None = None
+    disk_bytes: float | None = None
+    memory_training: float | None = None
+    memory_evaluation: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What one split of the data holds; `skipped` and `sources` are (name, detail) rows."""
+
+    name: str
+    rows: float | None
+    tokens: float | None
+    trained_tokens: float | None
+    longest: float | None
+    cut: float | None
+    dropped: float | None
+    fill: float | None
+    skipped: tuple[tuple[str, str], ...]
+    sources: tuple[tuple[str, float | None, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two rows of different splits that are the same or nearly."""
+
+    kind: str
+    similarity: float | None
+    left: str
+    right: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leakage:
+    """How many rows of one split are in another."""
+
+    exact: int
+    near: int
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked, and what to do about it."""
+
+    id: str
+    severity: str
+    figure: float | None
+    threshold: float | None
+    sentence: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt, answered by the base and by the adapted model."""
+
+    where: str
+    prompt: str
+    expected: str | None
+    before: str | None
+    after: str | None
+    right: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything a report says about one run."""
+
+    name: str
+    folder: str
+    recipe: str | None
+    resolved: Mapping[str, str]
+    lock: Loose
+    plan: Plan | None
+    splits: tuple[Split, ...]
+    leakage: Leakage | None
+    steps: tuple[Step, ...]
+    evaluations: tuple[Evaluation, ...]
+    helped: str | None
+    sentence: str | None
+    adapted: Mapping[str, Scores]
+    baselines: Mapping[str, Mapping[str, Scores]]
+    changes: Mapping[str, tuple[Change, ...]]
+    remembered: tuple[Remembered, ...]
+    speed: Speed
+    findings: tuple[Finding, ...]
+    samples: tuple[Sample, ...]
+    adapter_bytes: int | None
+    missing: tuple[Missing, ...]
+
+    @property
+    def split(self) -> str:
+        """The split the report judges by: `test` where it was measured, else `validation`."""
+        return "test" if self.changes.get("test") or self.adapted.get("test") else "validation"

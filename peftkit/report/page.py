@@ -1,0 +1,138 @@
+"""Write a run's report: one page that needs nothing but itself, and the same in text.
+
+The page may be opened from anywhere and shows text that nobody has vouched for, so its policy lets
+nothing load and runs only its own script, known by digest; every text goes through autoescaping.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import b64encode
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from peftkit.errors import WriteError
+from peftkit.report import charts, comparison, story, tables, wording
+from peftkit.report.reading import read_run
+from peftkit.report.record import RunFolder
+from peftkit.report.text import build_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from peftkit.report.facts import Sample
+
+PARTS = Path(__file__).with_name("template")
+
+SAMPLES_BYTES = 500_000
+"""What the samples may take of the page, as UTF-8 after escaping; the run folder has the rest."""
+
+LONGEST_TEXT = 4_000
+LONGEST_RECIPE = 60_000
+MOST_FINDINGS = 200
+
+
+def write_report(run: Path) -> Path:
+    """The path of `report.html`, written into the run folder after `report.md`."""
+    folder = RunFolder(run)
+    try:
+        folder.write("report.md", build_text(run))
+        return folder.write("report.html", build_page(run))
+    except OSError as problem:
+        raise WriteError(
+            f"cannot write the report: {(problem.strerror or str(problem)).lower()}",
+            hint="make room or give the run folder write permission, then `peftkit report RUN`",
+        ) from problem
+
+
+def build_page(run: Path) -> str:
+    """The report of one run as HTML."""
+    facts = read_run(run)
+    samples = within(facts.samples, SAMPLES_BYTES)
+    return _render(
+        "report.html.j2",
+        run=facts,
+        title=f"{facts.name}: peftkit report",
+        headline=story.headline(facts),
+        drawings=_drawn(story.curves(facts)),
+        samples=samples,
+        samples_left=len(facts.samples) - len(samples),
+        findings=facts.findings[:MOST_FINDINGS],
+        recipe=None if facts.recipe is None else wording.clipped(facts.recipe, LONGEST_RECIPE),
+    )
+
+
+def build_comparison(runs: Sequence[Path]) -> str:
+    """Several runs on one page as HTML."""
+    named = comparison.named([read_run(run) for run in runs])
+    return _render(
+        "comparison.html.j2",
+        title=f"{wording.plural(len(named), 'run')} compared: peftkit report",
+        runs=named,
+        drawings=_drawn(comparison.curves(named)),
+        comparison=comparison,
+    )
+
+
+def within(samples: Sequence[Sample], budget: int) -> tuple[Sample, ...]:
+    """The first samples that together fit the budget."""
+    for at, sample in enumerate(samples):
+        budget -= _cost(sample)
+        if budget < 0:
+            return tuple(samples[:at])
+    return tuple(samples)
+
+
+def _cost(sample: Sample) -> int:
+    shown = (sample.where, sample.prompt, sample.expected, sample.before, sample.after)
+    return 600 + sum(len(escape(item[:LONGEST_TEXT]).encode()) for item in shown if item)
+
+
+def _drawn(made: Sequence[charts.Chart]) -> list[charts.Drawing]:
+    return [drawing for chart in made if (drawing := charts.draw(chart)) is not None]
+
+
+def prose(words: str) -> str:
+    """Words as HTML, with `code` set as code."""
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", escape(words))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., str]] = {
+        "prose": prose,
+        "clipped": lambda words: wording.clipped(words, LONGEST_TEXT),
+        "figure": wording.figure,
+        "stopped": wording.stopped,
+        "swatch": charts.swatch,
+    }
+    environment.filters |= filters
+    environment.globals |= {"story": story, "tables": tables}
+    return environment
+
+
+def _render(template: str, **context: Any) -> str:
+    style = (PARTS / "page.css").read_text(encoding="utf-8")
+    script = (PARTS / "page.js").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    made = _environment().get_template(template)
+    return made.render(style=style, script=script, policy=policy, **context)
+
+
+def _digest(content: str) -> str:
+    return f"sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}"

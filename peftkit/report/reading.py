@@ -1,0 +1,250 @@
+"""Read a run folder into facts, each file once, tolerant of what is absent or damaged."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from peftkit.report import tolerant
+from peftkit.report.facts import (
+    SEVERITIES,
+    Change,
+    Evaluation,
+    Finding,
+    Leakage,
+    Missing,
+    Pair,
+    Plan,
+    Remembered,
+    Run,
+    Sample,
+    Scores,
+    Speed,
+    Split,
+    Step,
+)
+from peftkit.report.tolerant import Found, Loose, interval, number, rows, table, text, whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FILES = {
+    "recipe.yaml": "the recipe as written cannot be shown",
+    "recipe.resolved.json": "the recipe with its defaults cannot be shown",
+    "lock.json": "the environment cannot be shown",
+    "plan.json": "what was planned cannot be shown",
+    "data.json": "the data cannot be described",
+    "steps.jsonl": "there is no training loss to draw",
+    "evaluations.jsonl": "there is no validation loss to draw",
+    "metrics.json": "there are no figures and no verdict",
+    "findings.json": "nothing was diagnosed",
+    "samples.json": "there are no samples to read",
+}
+
+
+def read_run(run: Path) -> Run:
+    """The facts of a run folder; what could not be read is in `missing`."""
+    found = {name: _read(run / name) for name in _FILES}
+    value = {name: item.value for name, item in found.items()}
+    metrics = table(value["metrics.json"])
+    verdict = table(metrics.get("verdict"))
+    resolved = table(value["recipe.resolved.json"])
+    data = table(value["data.json"])
+    return Run(
+        name=text(resolved.get("name")) or tolerant.clean(run.resolve().name),
+        folder=tolerant.clean(run.resolve().name),
+        recipe=text(value["recipe.yaml"]),
+        resolved=tolerant.flat(resolved),
+        lock=table(value["lock.json"]),
+        plan=_plan(table(value["plan.json"])),
+        splits=tuple(_split(name, table(data[name])) for name in _splits(data)),
+        leakage=_leakage(table(data.get("leakage"))),
+        steps=_steps(rows(value["steps.jsonl"])),
+        evaluations=_evaluations(rows(value["evaluations.jsonl"])),
+        helped=text(verdict.get("helped")),
+        sentence=text(verdict.get("sentence")),
+        adapted=_by_split(metrics),
+        baselines={
+            name: _baseline(table(item)) for name, item in table(metrics.get("baselines")).items()
+        },
+        changes=_changes(table(metrics.get("difference"))),
+        remembered=tuple(map(_remembered, rows(metrics.get("remember")))),
+        speed=Speed(**_numbers(Speed, table(metrics.get("speed")))),
+        findings=_findings(rows(value["findings.json"])),
+        samples=tuple(map(_sample, rows(value["samples.json"]))),
+        adapter_bytes=_folder_size(run / "adapter"),
+        missing=tuple(
+            Missing(name, item.problem, _FILES[name] if item.value is None else "the rest is used")
+            for name, item in found.items()
+            if item.problem is not None
+        ),
+    )
+
+
+def _read(path: Path) -> Found:
+    if path.suffix == ".jsonl":
+        return tolerant.read_lines(path)
+    return tolerant.read_json(path) if path.suffix == ".json" else tolerant.read_text(path)
+
+
+def _numbers(kind: type[Any], raw: Loose) -> dict[str, float | None]:
+    return {item.name: number(raw.get(item.name)) for item in fields(kind)}
+
+
+def _plan(raw: Loose) -> Plan | None:
+    if not raw:
+        return None
+    memory = table(raw.get("memory_bytes"))
+    nested = {f"memory_{use}": memory.get(use) for use in ("training", "evaluation")}
+    return Plan(**_numbers(Plan, {**raw, **nested}))
+
+
+def _splits(data: Loose) -> list[str]:
+    first = [name for name in ("train", "validation", "test") if table(data.get(name))]
+    rest = [name for name in data if name not in {*first, "leakage"} and table(data[name])]
+    return first + sorted(rest)
+
+
+def _split(name: str, raw: Loose) -> Split:
+    return Split(
+        name=name,
+        rows=number(raw.get("rows")),
+        tokens=number(raw.get("tokens")),
+        trained_tokens=number(raw.get("trained_tokens")),
+        longest=number(raw.get("longest")),
+        cut=number(raw.get("cut")),
+        dropped=number(raw.get("dropped")),
+        fill=number(raw.get("fill")),
+        skipped=tuple(
+            (text(row.get("where")) or "", text(row.get("why")) or "")
+            for row in rows(raw.get("skipped"))
+        ),
+        sources=tuple(
+            (text(row.get("source")) or "", number(row.get("rows")), number(row.get("tokens")))
+            for row in rows(raw.get("sources"))
+        ),
+    )
+
+
+def _leakage(raw: Loose) -> Leakage | None:
+    if not raw:
+        return None
+    return Leakage(
+        exact=whole(raw.get("exact")) or 0,
+        near=whole(raw.get("near")) or 0,
+        pairs=tuple(
+            Pair(
+                kind=text(row.get("kind")) or "",
+                similarity=number(row.get("similarity")),
+                left=text(row.get("left")) or "",
+                right=text(row.get("right")) or "",
+                text=text(row.get("text")) or "",
+            )
+            for row in rows(raw.get("pairs"))
+        ),
+    )
+
+
+def _steps(lines: tuple[Loose, ...]) -> tuple[Step, ...]:
+    """Steps in order; where a resumed run wrote one again, the later line holds."""
+    by_step: dict[int, Step] = {}
+    for raw in lines:
+        step = whole(raw.get("step"))
+        if step is not None and step >= 0:
+            by_step[step] = Step(
+                step=step,
+                loss=number(raw.get("loss")),
+                grad_norm=number(raw.get("grad_norm")),
+                learning_rate=number(raw.get("learning_rate")),
+            )
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _evaluations(lines: tuple[Loose, ...]) -> tuple[Evaluation, ...]:
+    by_step: dict[int, Evaluation] = {}
+    for raw in lines:
+        step, loss = whole(raw.get("step")), number(raw.get("loss"))
+        if step is not None and step >= 0 and loss is not None:
+            by_step[step] = Evaluation(step, loss, interval(raw.get("interval")))
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _scores(raw: Loose) -> Scores:
+    values = {key: number(item) for key, item in raw.items()}
+    intervals = {key: interval(item) for key, item in table(raw.get("intervals")).items()}
+    return Scores(
+        values={key: item for key, item in values.items() if item is not None},
+        intervals={key: item for key, item in intervals.items() if item is not None},
+    )
+
+
+def _by_split(raw: Loose) -> dict[str, Scores]:
+    return {name: _scores(table(raw[name])) for name in ("validation", "test") if raw.get(name)}
+
+
+def _baseline(raw: Loose) -> dict[str, Scores]:
+    """A baseline's figures: those on validation lie flat, those on test under `test`."""
+    scores = {"validation": _scores(raw), "test": _scores(table(raw.get("test")))}
+    return {name: item for name, item in scores.items() if item.values}
+
+
+def _changes(raw: Loose) -> dict[str, tuple[Change, ...]]:
+    return {
+        split: tuple(_change(key, table(item)) for key, item in table(metrics).items())
+        for split, metrics in raw.items()
+    }
+
+
+def _change(key: str, raw: Loose) -> Change:
+    return Change(
+        metric=key,
+        base=number(raw.get("base")),
+        adapted=number(raw.get("adapted")),
+        change=number(raw.get("change")),
+        interval=interval([raw.get("low"), raw.get("high")]),
+    )
+
+
+def _remembered(raw: Loose) -> Remembered:
+    return Remembered(
+        source=text(raw.get("source")) or "",
+        before=number(table(raw.get("before")).get("loss")),
+        after=number(table(raw.get("after")).get("loss")),
+    )
+
+
+def _findings(lines: tuple[Loose, ...]) -> tuple[Finding, ...]:
+    """Findings, worst first; a severity nobody has heard of is a note."""
+    found = []
+    for raw in lines:
+        severity = text(raw.get("severity")) or ""
+        found.append(
+            Finding(
+                id=text(raw.get("id")) or "unnamed",
+                severity=severity if severity in SEVERITIES else "note",
+                figure=number(raw.get("figure")),
+                threshold=number(raw.get("threshold")),
+                sentence=text(raw.get("sentence")) or "",
+                advice=text(raw.get("advice")) or "",
+            )
+        )
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _sample(raw: Loose) -> Sample:
+    right = raw.get("right")
+    return Sample(
+        where=text(raw.get("where")) or "",
+        prompt=text(raw.get("prompt")) or "",
+        expected=text(raw.get("expected")),
+        before=text(raw.get("before")),
+        after=text(raw.get("after")),
+        right=right if isinstance(right, bool) else None,
+    )
+
+
+def _folder_size(folder: Path) -> int | None:
+    try:
+        return sum(item.stat().st_size for item in folder.iterdir() if item.is_file())
+    except OSError:
+        return None

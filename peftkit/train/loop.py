@@ -1,0 +1,93 @@
+"""The training loop: updates in, one `Step` out per optimizer update.
+
+The loss of an update is the mean over all its trained tokens, however they fall into micro-batches,
+so micro-batches change memory and never the result. Dropout is seeded by (seed, update,
+micro-batch), so it depends on nothing that happened before: evaluation in between, or a restart,
+cannot change it and there is no random state to save.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from peftkit.errors import RunError
+from peftkit.fast.loss import summed_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from peftkit.data.batch import Update
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer update did."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+
+
+def train(
+    model: Any,
+    updates: Iterator[Update],
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[int], float],
+    *,
+    steps: range,
+    max_grad_norm: float,
+    seed: int,
+) -> Iterator[Step]:
+    """Update `model` in place, once for each of `steps`, yielding after each.
+
+    Stops before an update whose loss or gradient is not finite: nothing non-finite is ever applied.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    for step in steps:
+        started = time.perf_counter()
+        update = next(updates)
+        model.train()  # the caller may have evaluated since the last step
+        loss = accumulate(model, update, device, seed=mix(seed, step))
+        norm = float(clip_grad_norm_(parameters, max_grad_norm))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise RunError(
+                f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}",
+                hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
+                "was kept",
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        counted = (update.real_tokens, update.trained_tokens)
+        yield Step(step, loss, norm, rate(step), *counted, seconds)
+
+
+def accumulate(model: Any, update: Update, device: torch.device, *, seed: int) -> float:
+    """Add the gradients of one update to the parameters; its loss per trained token."""
+    total = 0.0
+    for number, batch in enumerate(update.micro_batches):
+        torch.manual_seed(mix(seed, number))
+        share = summed_loss(model, batch.to(device)) / max(update.trained_tokens, 1)
+        share.backward()
+        total += share.item()
+    return total
+
+
+def mix(seed: int, number: int) -> int:
+    """A seed of its own for each (seed, number), far from its neighbors'."""
+    value = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    value = ((value ^ (value >> 31)) * 0xD6E8FEB86659FD93) % 2**64
+    return (value ^ (value >> 29)) % 2**63

@@ -1,0 +1,119 @@
+"""The verdict, the judgments and the comparisons are what the figures say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.report import folders
+
+from peftkit.report import story
+from peftkit.report.facts import Change, Run
+from peftkit.report.reading import read_run
+
+
+def read(tmp_path: Path, metrics: dict[str, Any] | None = None) -> Run:
+    run = folders.write_run(tmp_path / "intents")
+    if metrics is not None:
+        folders.write(run / "metrics.json", metrics)
+    return read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("helped", "sentence", "title", "lead"),
+    [
+        ("yes", "the adapter helped: loss fell", "Yes, the adapter helped", "Loss fell."),
+        ("no", "the adapter made it worse: x", "No, the adapter made it worse", "X."),
+        ("unclear", "no clear effect: loss stayed", "No clear effect", "Loss stayed."),
+        ("yes", "loss fell", "Yes, it helped", "Loss fell."),
+        ("perhaps", "who knows", "It is not clear whether it helped", "Who knows."),
+        ("no", f"{'long ' * 20}: tail", "No, it did not help", f"{'Long ' + 'long ' * 19}: tail."),
+    ],
+)
+def test_headlines(tmp_path: Path, helped: str, sentence: str, title: str, lead: str) -> None:
+    said = story.headline(read(tmp_path, {"verdict": {"helped": helped, "sentence": sentence}}))
+    assert (said.title, said.lead, said.sentence) == (title, lead, sentence)
+
+
+def test_a_run_that_stopped_early_says_where(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "half")
+    (run / "metrics.json").unlink()
+    folders.write_lines(run / "steps.jsonl", folders.step_lines(300)[:120])
+    said = story.headline(read_run(run))
+    assert said.title == "No verdict yet"
+    assert said.lead.startswith("Training stopped after 120 of 300 steps")
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "said"),
+    [
+        ("exact_match", (0.1, 0.3), "better"),
+        ("exact_match", (-0.3, -0.1), "worse"),
+        ("loss", (-0.3, -0.1), "better"),
+        ("loss", (0.1, 0.3), "worse"),
+        ("loss", (-0.1, 0.1), "could be chance"),
+        ("loss", (0.0, 0.1), "could be chance"),
+        ("never_heard_of", (0.1, 0.3), "changed"),
+        ("loss", None, "no interval"),
+    ],
+)
+def test_judgments(metric: str, interval: tuple[float, float] | None, said: str) -> None:
+    middle = sum(interval) / 2 if interval else 0.5
+    assert story.judgment(Change(metric, 1.0, 1.0 + middle, middle, interval)) == said
+
+
+def test_the_metric_of_the_task_comes_first(tmp_path: Path) -> None:
+    figures = story.figures(read(tmp_path))
+    assert [(item.label, item.before, item.after) for item in figures] == [
+        ("Exact match", "0.0 %", "93.0 %"),
+        ("Loss", "4.151", "0.342"),
+    ]
+
+
+def test_without_intervals_the_change_is_still_told(tmp_path: Path) -> None:
+    metrics = folders.metrics()
+    del metrics["difference"]
+    figures = story.figures(read(tmp_path, metrics))
+    assert ("Loss", "\u22123.809", "no interval") in [
+        (item.label, item.change, item.judgment) for item in figures
+    ]
+
+
+def test_every_baseline_stands_beside_the_adapter(tmp_path: Path) -> None:
+    right, loss = story.comparisons(read(tmp_path))
+    assert [bar.name for bar in right.bars] == [
+        "With the adapter",
+        "Base, untouched",
+        "Linear head only",
+        "From scratch",
+    ]
+    assert [bar.value for bar in loss.bars] == ["0.342", "4.151", "1.251", "1.961"]
+    assert "interval of the change from the base" in right.note
+    assert [bool(bar.reach) for bar in right.bars] == [True, False, False, False]
+
+
+def test_intervals_of_their_own_are_drawn_for_each(tmp_path: Path) -> None:
+    metrics = folders.metrics()
+    metrics["test"]["intervals"] = {"loss": [0.3, 0.4]}
+    metrics["baselines"]["base"]["test"]["intervals"] = {"loss": [4.0, 4.3]}
+    loss = story.comparisons(read(tmp_path, metrics))[1]
+    assert [bar.reach for bar in loss.bars] == ["0.300 to 0.400", "4.000 to 4.300", "", ""]
+    assert loss.note.endswith("Whiskers: 95 % intervals.")
+
+
+def test_steps_without_a_loss_are_told(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "intents")
+    lines = folders.step_lines(300)
+    for at in (44, 45):
+        lines[at]["loss"] = None
+    folders.write_lines(run / "steps.jsonl", lines)
+    assert "2 steps had no finite loss (the first at step 45)." in story.curve_summary(
+        read_run(run)
+    )
+
+
+def test_the_best_validation_loss_is_told(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "intents")
+    losses = [{"step": 0, "loss": 4.0}, {"step": 100, "loss": 1.0}, {"step": 200, "loss": 1.5}]
+    folders.write_lines(run / "evaluations.jsonl", losses)
+    said = story.curve_summary(read_run(run))
+    assert "Validation loss was lowest at step 100 (1.000) and ended at 1.500." in said
