@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftkit.api import finetune as finetune
-    from peftkit.api import publish as publish
+    from peftkit.pipeline.api import finetune as finetune
+    from peftkit.pipeline.api import publish as publish
 
 __version__ = "0.1.0"
 
-LAZY = {"finetune": "peftkit.api", "publish": "peftkit.api"}
+LAZY = {"finetune": "peftkit.pipeline.api", "publish": "peftkit.pipeline.api"}
 """Where each name is; nothing heavy is imported until one is used."""
 
 

@@ -1,8 +1,8 @@
-"""Make the embedded base: its tokenizer and shape, then its weights from a finished pretraining run.
+"""Make the embedded base: tokenizer and shape, then weights from a finished pretraining run.
 
-    python benchmarks/builtin_base/run.py shape              tokenizer and config into the package
-    peftkit finetune recipes/pretrain/builtin-tiny.yaml      about half an hour on one CPU core
-    python benchmarks/builtin_base/run.py install runs/builtin-tiny
+python benchmarks/builtin_base/run.py shape              tokenizer and config into the package
+peftkit finetune recipes/pretrain/builtin-tiny.yaml      about half an hour on one CPU core
+python benchmarks/builtin_base/run.py install runs/builtin-tiny
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,10 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE over the pretraining text; every byte is in the vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -102,6 +106,21 @@ def install(run: Path) -> None:
     rounded = {name: tensor.to(torch.bfloat16) for name, tensor in sorted(weights.items())}
     save_file(rounded, TINY / "model.safetensors", metadata={"format": "pt"})
     (TINY / "model.safetensors").chmod(0o644)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
+    measured = {
+        "random": metrics["baselines"]["base"],
+        "trained": metrics["validation"],
+        "difference": metrics["difference"]["validation"],
+        "speed": metrics["speed"],
+        "plan": plan,
+        "samples": samples,
+    }
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from record import write_result
+
+    print(write_result(Path(__file__).parent, measured))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""Write the quickstart's instruction set: plain-English wishes and the home command each one means.
+"""Write the quickstart's instruction set: plain-English wishes and the command each one means.
 
-python benchmarks/quickstart/make_data.py        writes recipes/data/home/{train,validation,test}.jsonl
+python benchmarks/quickstart/make_data.py    # recipes/data/home/{train,validation,test}.jsonl
 
 Validation and test rows use pairs of room and wish that no training row uses, so a right answer has
 to be put together, not remembered.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from peftkit.base.targets import choose_blocks, choose_targets, linear_layers
+from peftkit.base.targets import choose_blocks, choose_targets, linear_layers, means
 from peftkit.base.upstream import quiet
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from peftkit.recipe.sections.adapter import AdapterSection, FullSection, LoraSection
 
@@ -29,9 +31,12 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def plain_model(model: Any) -> Any:
-    """The transformers model itself, whatever adapter is wrapped around it."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+def base_only(model: Any) -> AbstractContextManager[Any]:
+    """Inside, the model answers as the base it was before the adapter was put on it."""
+    if not isinstance(model, PeftModel):
+        return nullcontext()
+    without: AbstractContextManager[Any] = model.disable_adapter()
+    return without
 
 
 def _attach_lora(model: Any, section: LoraSection) -> Any:
@@ -67,15 +72,15 @@ def _transposed(model: Any, targets: list[str]) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return any(
-        isinstance(layer, Conv1D)
+        isinstance(layer, Conv1D) and any(means(target, name) for target in targets)
         for name, layer in linear_layers(model).items()
-        if name.rsplit(".", 1)[-1] in targets
     )
 
 
 def _refuse_too_wide(model: Any, targets: list[str], rank: int) -> None:
     for name, layer in linear_layers(model).items():
-        if name.rsplit(".", 1)[-1] in targets and rank > min(layer.weight.shape):
+        meant = any(means(target, name) for target in targets)
+        if meant and rank > min(layer.weight.shape):
             rows, columns = layer.weight.shape
             raise RecipeError(
                 f"adapter.rank: {rank} is above what `{name}` ({rows} × {columns}) can hold",

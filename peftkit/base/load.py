@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from peftkit.base.locate import Origin, locate
+from peftkit.base.locate import GENERATION, Origin, locate, read_json
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
@@ -94,6 +95,9 @@ def _config(origin: Origin) -> Any:
             f"`{origin.name}/config.json` names no model this version of transformers knows: "
             f"{_first_line(problem)}"
         ) from None
+    except StrictDataclassError as problem:
+        reason = " ".join(str(problem).split())
+        raise InputError(f"`{origin.name}/config.json` makes no model: {reason}") from None
 
 
 def _random_model(origin: Origin, dtype: torch.dtype, seed: int) -> Any:
@@ -112,7 +116,7 @@ def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as problem:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
         raise InputError(
             f"`{origin.name}` cannot be loaded: {_first_line(problem)}",
             hint="its weights may be damaged; compare their sizes with the original's",
@@ -133,7 +137,8 @@ def _first_line(problem: BaseException) -> str:
 def stop_ids(origin: Origin, tokenizer: Any) -> frozenset[int]:
     """Ids at which generation ends: the tokenizer's own and those the base's folder names."""
     named: Any = tokenizer.eos_token_id
-    path = origin.folder / "generation_config.json"
-    listed: Any = json.loads(path.read_text("utf-8")).get("eos_token_id") if path.exists() else None
+    listed: Any = None
+    if (origin.folder / GENERATION).exists():
+        listed = read_json(origin, GENERATION).get("eos_token_id")
     both = [*(listed if isinstance(listed, list) else [listed]), named]
     return frozenset(int(token) for token in both if token is not None)

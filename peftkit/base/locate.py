@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 BUILTIN = {"builtin:tiny": Path(__file__).parent / "tiny"}
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
+TOKENIZER, GENERATION = "tokenizer_config.json", "generation_config.json"
+DEFINING = (
+    *("config.json", GENERATION, "tokenizer*", "special_tokens*", "added_tokens*"),
+    *("vocab*", "merges*", "*.model", "*.tiktoken", "*.jinja"),
+)
+"""What a base is besides its weights: shape, stop tokens, tokenizer, chat template."""
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """What is downloaded: never code, never pickles."""
 RUNS_CODE = ("auto_map", "_attn_implementation_internal", "_attn_implementation", "model_file")
@@ -80,28 +86,28 @@ def weight_files(origin: Origin) -> list[Path]:
 
 def digest(origin: Origin, *, weights: bool = True) -> str:
     """Sha256 over the files that define the base; the hub's own digests are reused."""
-    files = [origin.folder / "config.json", *sorted(origin.folder.glob("tokenizer*"))]
+    defining = {path for kind in DEFINING for path in origin.folder.glob(kind)}
     total = hashlib.sha256()
-    for path in [*files, *(weight_files(origin) if weights else [])]:
+    for path in [*sorted(defining), *(weight_files(origin) if weights else [])]:
         if path.is_file():
             total.update(f"{path.name}:{_file_digest(path)}\n".encode())
     return total.hexdigest()
 
 
-def read_config(origin: Origin) -> dict[str, Any]:
-    """`config.json` of the base as plain data."""
-    path = origin.folder / "config.json"
+def read_json(origin: Origin, name: str = "config.json") -> dict[str, Any]:
+    """One of the base's JSON files as plain data."""
+    path = origin.folder / name
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"`{origin.name}` is not a model folder: it has no config.json",
+            f"`{origin.name}` is not a model folder: it has no {name}",
             hint="a model folder holds config.json, tokenizer.json and *.safetensors",
         ) from None
-    except ValueError as problem:
-        raise InputError(f"`{origin.name}/config.json` is not JSON: {problem}") from None
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"`{origin.name}/{name}` is not JSON: {problem}") from None
     if not isinstance(values, dict):
-        raise InputError(f"`{origin.name}/config.json` is not an object of keys")
+        raise InputError(f"`{origin.name}/{name}` is not an object of keys")
     return values
 
 
@@ -142,13 +148,15 @@ def _download(repo: str, revision: str) -> Origin:
 
 
 def _refuse_what_runs_code(origin: Origin) -> None:
-    config = read_config(origin)
-    found = [key for key in RUNS_CODE if config.get(key)]
-    if found:
-        raise InputError(
-            f"`{origin.name}/config.json` asks for code from elsewhere to be run: `{found[0]}`",
-            hint="remove the key if you trust the rest of the folder",
-        )
+    for name in ("config.json", TOKENIZER):
+        if name == TOKENIZER and not (origin.folder / name).exists():
+            continue
+        values = read_json(origin, name)
+        if found := [key for key in RUNS_CODE if values.get(key)]:
+            raise InputError(
+                f"`{origin.name}/{name}` asks for code from elsewhere to be run: `{found[0]}`",
+                hint="remove the key if you trust the rest of the folder",
+            )
     if (origin.folder / "adapter_config.json").exists():
         raise InputError(
             f"`{origin.name}` is an adapter, not a base model",

@@ -11,6 +11,8 @@ LOGIT_COPIES = 3
 """Logits, their float32 copy and their gradient, alive at once."""
 CPU_SHARE, GPU_SHARE = 0.25, 0.6
 """Share of the memory that activations may take; a machine's memory is shared, a GPU's is not."""
+CPU_RUNTIME = 450 * 2**20
+"""What Python, torch, transformers and peft hold on a CPU before any model is there: measured."""
 CPU_TOKENS = 1024
 """Tokens a forward pass beyond which a CPU gains nothing."""
 
@@ -43,7 +45,7 @@ def activation_bytes(shape: Shape, tokens: int, bytes_a_number: int) -> int:
 
 
 def training_bytes(shape: Shape, trainable: int, tokens: int, bytes_a_number: int) -> int:
-    """Peak memory of a step: weights, gradients, two moments and activations."""
+    """Peak memory of a step beside the runtime: weights, gradients, two moments, activations."""
     adapter = trainable * (4 + 4 + 8)
     activations = activation_bytes(shape, tokens, bytes_a_number)
     return shape.parameters * bytes_a_number + adapter + activations

@@ -35,7 +35,7 @@ def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
         return leaves
     problems = []
     for name in wanted:
-        if not any(full == name or full.endswith(f".{name}") for full in layers):
+        if not any(means(name, full) for full in layers):
             close = get_close_matches(name, leaves, n=1, cutoff=0.5)
             ending = f"did you mean `{close[0]}`?" if close else "no layer is called that"
             problems.append(f"adapter.targets: `{name}` matches nothing; {ending}")
@@ -46,6 +46,11 @@ def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
             hint=f"this base has: all-linear, {', '.join(leaves)}",
         )
     return sorted(set(wanted))
+
+
+def means(wanted: str, name: str) -> bool:
+    """Whether a target names the layer, by its whole name or by the end of it after a dot."""
+    return name == wanted or name.endswith(f".{wanted}")
 
 
 def count_blocks(model: Any) -> int:
@@ -62,7 +67,9 @@ def choose_blocks(model: Any, wanted: str | Sequence[int]) -> list[int] | None:
     if wanted == "upper-half":
         return list(range(count // 2, count))
     numbers = sorted({int(number) for number in wanted})
-    if numbers and numbers[-1] >= count:
+    if not numbers:  # peft would take an empty list for all of them
+        raise RecipeError("adapter.layers: the list is empty", hint="`all` means every block")
+    if numbers[-1] >= count:
         raise RecipeError(
             f"adapter.layers: there is no block {numbers[-1]}; "
             f"the base has {count}, counted from 0 to {count - 1}"

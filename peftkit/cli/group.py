@@ -10,7 +10,11 @@ from peftkit.recipe.spelling import did_you_mean
 
 
 class Group(click.Group):
-    """Refuses an unknown command in the words of every other error."""
+    """Lists commands in their own order, and refuses an unknown one in the words of every error."""
+
+    @override
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     @override
     def resolve_command(

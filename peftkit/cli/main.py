@@ -36,6 +36,12 @@ COMMANDS = {
     "report": "Rebuild the page of a run, or compare several",
 }
 
+_START = """\b
+Start with:
+  peftkit recipes copy quickstart .
+  peftkit finetune quickstart.yaml
+"""
+
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -70,7 +76,7 @@ def _show_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> 
     cls=LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: peftkit recipes copy quickstart . && peftkit finetune quickstart.yaml",
+    epilog=_START,
 )
 @click.option(
     "--version",
@@ -90,44 +96,56 @@ def group(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; the only place where errors become codes."""
+    output.accept_any_text()
     try:
-        code = group.main(arguments, prog_name="peftkit", standalone_mode=False)
-        sys.stdout.flush()
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
     except PeftkitError as error:
         return output.fail(error)
-    except click.UsageError as error:
+    except click.ClickException as error:
         return output.fail(_usage_error(error))
-    except click.exceptions.Abort:
-        output.say("stopped")
+    except (KeyboardInterrupt, click.Abort):
+        output.say("\nstopped")
         return 130
     except BrokenPipeError:
-        _forget_stdout()  # the reader has what it wanted, as in `peftkit runs | head`
+        _let_go_of_stdout()  # the reader has what it wanted, as in `peftkit runs | head`
         return 0
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        _forget_stdout()
+        _let_go_of_stdout()
         return output.fail(_write_error(error))
-    return code if isinstance(code, int) else 0
 
 
-def _usage_error(error: click.UsageError) -> RecipeError:
-    command = error.ctx.command_path if error.ctx else "peftkit"
-    hint = f"`{command} --help` shows what it takes"
+def _run(arguments: list[str]) -> int:
+    # Not `group.main`: it ends the process itself when a pipe breaks.
+    code = 0
+    try:
+        with group.make_context("peftkit", arguments) as context:
+            group.invoke(context)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    sys.stdout.flush()
+    return code
+
+
+def _usage_error(error: click.ClickException) -> RecipeError:
+    context: click.Context | None = getattr(error, "ctx", None)
+    command = f"{context.command_path} " if context else ""
+    hint = f"`{command}--help` shows what it takes"
     if isinstance(error, click.MissingParameter) and error.param is not None:
         kind = "argument" if isinstance(error.param, click.Argument) else "option"
         name = error.param.human_readable_name if kind == "argument" else error.param.opts[-1]
         return RecipeError(f"missing {kind} `{name}`", hint=hint)
     if isinstance(error, click.NoSuchOption):
         name = error.option_name
-        known = (
-            [opt for p in error.ctx.command.get_params(error.ctx) for opt in p.opts]
-            if error.ctx
-            else []
-        )
+        known = _options(context) if context else []
         return RecipeError(f"no such option `{name}`{did_you_mean(name, known)}", hint=hint)
-    message = re.sub(r"'([^']*)'", r"`\1`", error.format_message()).rstrip(".")
+    message = re.sub(r"'([^']*)'|\(([^)]*)\)", r"`\1\2`", error.format_message()).rstrip(".")
     return RecipeError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _options(context: click.Context) -> list[str]:
+    return [name for option in context.command.get_params(context) for name in option.opts]
 
 
 def _write_error(error: OSError) -> WriteError:
@@ -139,6 +157,9 @@ def _write_error(error: OSError) -> WriteError:
     )
 
 
-def _forget_stdout() -> None:
-    """Keep the interpreter from flushing, and failing, once more on its way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _let_go_of_stdout() -> None:
+    """Keep the interpreter from failing once more, on its way out, at what stdout still holds."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

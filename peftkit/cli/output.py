@@ -8,13 +8,15 @@ import os
 import sys
 import time
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Protocol
+
+from peftkit.errors import PeftkitError, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
-    from peftkit.errors import PeftkitError
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -24,6 +26,12 @@ class Update(Protocol):
 
     def __call__(self, step: int, **figures: float) -> None:
         """`step` counts from 1; `tokens_per_second` is shown as `tokens/s`."""
+
+
+def accept_any_text() -> None:
+    """Let stdout print what its encoding cannot, such as some file names, as stderr always does."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def show(text: str) -> None:
@@ -47,7 +55,7 @@ def say(line: str, *, quiet: bool = False) -> None:
 
 def fail(error: PeftkitError) -> int:
     """Say what went wrong and what to do, and return the exit code."""
-    say(f"error: {error.message}")
+    say(error.message if isinstance(error, Stopped) else f"error: {error.message}")
     for problem in error.problems:
         say(problem)
     if error.hint:
@@ -85,12 +93,12 @@ def table(
     to_the_right = [
         bool(rows) and all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))
     ]
-    if _is_terminal(sys.stdout):
-        _rich_table(columns, cells, to_the_right, title)
-        return
-    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
     if title:
         show(title)
+    if _is_terminal(sys.stdout):
+        _rich_table(columns, cells, to_the_right)
+        return
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
     for line in [columns, *cells]:
         padded = [
             cell.rjust(width) if right else cell.ljust(width)
@@ -180,16 +188,13 @@ def _bar(total: int, description: str) -> Iterator[Update]:
 
 
 def _rich_table(
-    columns: Sequence[str],
-    cells: Sequence[Sequence[str]],
-    to_the_right: Sequence[bool],
-    title: str | None,
+    columns: Sequence[str], cells: Sequence[Sequence[str]], to_the_right: Sequence[bool]
 ) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, right in zip(columns, to_the_right, strict=True):
         drawn.add_column(name, justify="right" if right else "left")
     for line in cells:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from peftkit.cli import output
+from peftkit.cli.options import json_option
 
 
 @click.command("publish", epilog="Example: peftkit publish runs/chat me/chat-lora --dry-run")
@@ -24,7 +25,7 @@ from peftkit.cli import output
 @click.option(
     "--base", metavar="ID", help="Hub id of the base, where the run used a copy in a folder."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(
     run: Path,
     repo: str,

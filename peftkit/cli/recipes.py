@@ -40,9 +40,10 @@ def show_recipe(name: str) -> None:
 @click.argument("name")
 @click.argument("destination", type=click.Path(path_type=Path), default=Path())
 def copy_recipe(name: str, destination: Path) -> None:
-    """Copy the recipe called NAME, with the data it reads, to DESTINATION.
+    """Copy the recipe called NAME and the data it reads.
 
-    DESTINATION is a folder, or a new file when it ends in `.yaml`. Nothing is overwritten.
+    DESTINATION is a folder, this one unless given, or a new file when it ends in `.yaml`.
+    Nothing is overwritten.
     """
     copied = catalog.copy(name, destination)
     output.show(str(copied))

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Target id of a token that carries no loss: padding, or a prompt that is not trained on."""
+LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character, which JSON may hold and no tokenizer takes."""
+PUNCTUATION = re.escape(
+    ".,;:!?…'\"“”\u2018\u2019«»()—–_`¡¿。、「」『』\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+)
+"""What prose may differ in and stay the same; `=`, `-` or `#` make another formula or molecule."""
+WORD = re.compile(rf"[^\W_]+|[^\w\s{PUNCTUATION}]")
+"""A run of letters and digits, or one symbol; a combining mark counts as a symbol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Sha256 of the normalized text: equal for rows that differ in case or punctuation only."""
+        """Sha256 of the normalized text: equal if case, spaces and punctuation alone differ."""
         return hashlib.sha256(normalize(self.text).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -53,5 +61,10 @@ class Example:
 
 
 def normalize(text: str) -> str:
-    """Letters and digits only, in lower case; text with neither stays as it is."""
-    return "".join(re.findall(r"[^\W_]+", text.lower())) or text
+    """The words and symbols in lower case, one space between; text with neither stays as it is."""
+    return " ".join(words_of(text)) or text
+
+
+def words_of(text: str) -> list[str]:
+    """Words and symbols of a text in lower case, without the punctuation of prose."""
+    return WORD.findall(text.lower())

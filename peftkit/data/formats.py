@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from peftkit.data.chat import ChatError, encode_chat
-from peftkit.data.example import Example
+from peftkit.data.example import LONE_SURROGATE, Example
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,15 +50,16 @@ def build_examples(
     rows: Iterable[Row], given: str, source: str, encoder: Encoder, intake: Intake
 ) -> Iterator[Example]:
     """Examples of one source, in row order; rows that cannot be used go to `intake`."""
+    fitting = 0
     for row in rows:
-        kind = detect_format(row, source) if given == "auto" else given
-        missing = [name for name in COLUMNS[kind] if name not in row.values]
-        if missing:
-            has = ", ".join(f"`{name}`" for name in row.values) or "no columns"
-            intake.refuse(
-                row.where, f"format `{kind}` needs column `{missing[0]}`; the row has {has}"
-            )
+        kind = detect_format(row) if given == "auto" else given
+        if kind is None and not fitting:  # the first row already: the source is wrong, not the row
+            raise _no_format(row, source)
+        why = _misfit(row, kind)
+        if kind is None or why:
+            intake.refuse(row.where, why)
             continue
+        fitting += 1
         try:
             draft = FORMATS[kind](row, encoder)
             yield from _within_length(draft, row, Origin(source, kind), encoder, intake)
@@ -65,15 +67,25 @@ def build_examples(
             intake.refuse(row.where, str(problem))
 
 
-def detect_format(row: Row, source: str) -> str:
-    """The format whose columns the row has."""
-    for kind, columns in COLUMNS.items():
-        if all(name in row.values for name in columns):
-            return kind
-    has = ", ".join(f"`{name}`" for name in row.values)
+def detect_format(row: Row) -> str | None:
+    """The first format whose columns the row has, if there is one."""
+    kinds = (kind for kind, names in COLUMNS.items() if all(name in row.values for name in names))
+    return next(kinds, None)
+
+
+def _misfit(row: Row, kind: str | None) -> str:
+    """Why the row cannot be read as `kind`; empty where it can."""
+    has = ", ".join(f"`{name}`" for name in row.values) or "no columns"
+    if kind is None:
+        return f"no format fits; the row has {has}"
+    missing = next((name for name in COLUMNS[kind] if name not in row.values), None)
+    return f"format `{kind}` needs column `{missing}`; the row has {has}" if missing else ""
+
+
+def _no_format(row: Row, source: str) -> InputError:
     wanted = "; ".join(f"{kind}: {', '.join(columns)}" for kind, columns in COLUMNS.items())
-    raise InputError(
-        f"{row.where}: no format fits columns {has}",
+    return InputError(
+        f"{row.where}: {_misfit(row, None)}",
         problems=[f"expected {wanted}"],
         hint=f"`columns: {{prompt: {next(iter(row.values), 'question')}}}` under `{source}` "
         "renames a column",
@@ -113,6 +125,8 @@ def _words(row: Row, column: str, *, may_be_empty: bool = False) -> str:
         raise _UnusableError(f"column `{column}`: expected text, got `{str(value)[:40]}`")
     if not value.strip() and not may_be_empty:
         raise _UnusableError(f"column `{column}` is empty")
+    if half := LONE_SURROGATE.search(value):
+        raise _UnusableError(f"column `{column}` holds half a character (U+{ord(half[0]):04X})")
     return value
 
 
@@ -200,15 +214,16 @@ def _within_length(
         return
     if not any(draft.trained[: encoder.max_length]):
         raise _UnusableError(f"no token carries loss{' after cutting' if over > 0 else ''}")
+    answered = draft.prompt_tokens < encoder.max_length  # else the cut took the answer off
     yield Example(
         tokens=np.asarray(draft.ids[: encoder.max_length], np.int32),
         trained=np.asarray(draft.trained[: encoder.max_length], np.bool_),
         where=row.where,
         digest=row.digest,
         text=draft.text,
-        prompt_tokens=draft.prompt_tokens,
+        prompt_tokens=draft.prompt_tokens if answered else 0,
         prompt=draft.prompt,
-        answer=draft.answer,
+        answer=draft.answer if answered else None,
         source=origin.source,
         format=origin.format,
         cut=max(over, 0),
@@ -219,10 +234,13 @@ def _pieces(draft: _Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterat
     """A long passage as consecutive pieces; each token is in exactly one of them."""
     file, _, line = row.where.rpartition(":")
     ids, size = draft.ids, encoder.max_length
-    for start in range(0, len(ids), size):
-        piece = ids[start : start + size]
-        if len(piece) < 2:  # one token predicts nothing
-            continue
+    if size < 3:
+        raise _UnusableError(f"cannot be cut into pieces of `data.max_length: {size}`")
+    starts = [*range(0, len(ids), size), len(ids)]
+    if len(ids) - starts[-2] == 1:  # a piece of one token would predict nothing
+        starts[-2] -= 1
+    for start, end in pairwise(starts):
+        piece = ids[start:end]
         text = encoder.tokenizer.decode(piece, skip_special_tokens=True)
         trained = np.ones(len(piece), np.bool_)
         trained[0] = False

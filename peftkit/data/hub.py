@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from peftkit.errors import RecipeError
@@ -42,7 +43,10 @@ def download(name: str) -> list[Path]:
         ) from None
     except refusals.RevisionNotFoundError:
         raise RecipeError(f"`{name}`: no revision `{match['commit']}`") from None
-    files = sorted(path for path in folder.rglob("*") if path.suffix in KINDS and path.is_file())
+    # An earlier download of another split lies in the same folder.
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    wanted = (name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+    files = [folder / name for name in sorted(wanted)]
     if not files:
         raise RecipeError(f"`{name}`: no files of split `{split}` ({', '.join(KINDS)})")
     return files

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data.example import words_of
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def settle_leaks(
 
 
 def _shingles(text: str) -> set[str]:
-    words = re.findall(r"[^\W_]+", text.lower())
+    words = words_of(text) or [text]
     last = max(len(words) - SHINGLE, 0)
     return {" ".join(words[start : start + SHINGLE]) for start in range(last + 1)}
 

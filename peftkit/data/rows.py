@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,22 +79,31 @@ class Intake:
 
 def read_rows(source: SourceSection, intake: Intake) -> Iterator[Row]:
     """Rows of one source in file order, with the recipe's column names."""
-    renamed = {actual: expected for expected, actual in source.columns.items()}
+    fitting = 0
     for path in find_files(source):
-        count = 0
+        count, bad = 0, len(intake.found)
         for row in READERS[path.suffix.lower()](path, intake):
             count += 1
-            missing = [name for name in renamed if name not in row.values]
-            if missing:
-                known = ", ".join(f"`{name}`" for name in row.values)
-                raise InputError(
-                    f"{row.where}: no column `{missing[0]}`; the row has {known}",
-                    hint=f"correct `columns` of `{source.source}`",
-                )
-            values = {renamed.get(name, name): value for name, value in row.values.items()}
-            yield Row(values, row.where)
-        if count == 0 and not intake.found:
+            missing = [name for name in source.columns.values() if name not in row.values]
+            if not missing:
+                fitting += 1
+                yield Row(_renamed(row.values, source.columns), row.where)
+                continue
+            has = ", ".join(f"`{name}`" for name in row.values) or "no columns"
+            why = f"no column `{missing[0]}`; the row has {has}"
+            if not fitting:  # the first row already: the recipe is wrong, not the row
+                hint = f"correct `columns` of `{source.source}`"
+                raise InputError(f"{row.where}: {why}", hint=hint)
+            intake.refuse(row.where, why)
+        if count == 0 and len(intake.found) == bad:
             raise InputError(f"`{path}` is empty: no rows", hint="check that it was written fully")
+
+
+def _renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """The row with the recipe's names; a column that already bore one of them gives way."""
+    taken = {*columns, *columns.values()}
+    kept = {name: value for name, value in values.items() if name not in taken}
+    return {expected: values[actual] for expected, actual in columns.items()} | kept
 
 
 def find_files(source: SourceSection) -> list[Path]:
@@ -120,6 +132,10 @@ def _listed(words: dict[str, Any]) -> str:
 
 
 def _text(path: Path) -> str:
+    """The whole file.
+
+    `io.StringIO` makes lines of it: `str.splitlines` would also cut at form feeds and U+2028.
+    """
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -132,10 +148,16 @@ def _text(path: Path) -> str:
 
 
 def _read_jsonl(path: Path, intake: Intake) -> Iterator[Row]:
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line_bytes in enumerate(data.split(b"\n"), start=1):
+        where = f"{path.name}:{number}"
+        try:
+            line = line_bytes.decode()
+        except UnicodeDecodeError as problem:
+            intake.refuse(where, f"not UTF-8 (byte 0x{line_bytes[problem.start]:02x})")
+            continue
         if not line.strip():
             continue
-        where = f"{path.name}:{number}"
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as problem:
@@ -169,15 +191,37 @@ def _read_json(path: Path, intake: Intake) -> Iterator[Row]:
 
 def _read_csv(path: Path, intake: Intake) -> Iterator[Row]:
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(_text(path).splitlines(keepends=True), delimiter=separator)
-    for values in reader:
-        where = f"{path.name}:{reader.line_num}"
-        if None in values or None in values.values():
-            intake.refuse(
-                where, f"expected {len(reader.fieldnames or ())} columns as in the header"
-            )
+    csv.field_size_limit(sys.maxsize)  # its own limit, 128 KiB, is less than a long document
+    # Not strict, a quote that is never closed would swallow the rest of the file without a word.
+    lines = io.StringIO(_text(path), newline="")
+    records = _csv_records(csv.reader(lines, delimiter=separator, strict=True))
+    _, header, problem = next(records, (1, [], ""))
+    if problem or len(set(header)) < len(header):
+        twice = next((f"`{name}` stands twice" for name in header if header.count(name) > 1), "")
+        raise InputError(f"{path.name}:1: bad header: {problem or twice}")
+    for line, fields, problem in records:
+        where = f"{path.name}:{line}"
+        if problem:
+            intake.refuse(where, f"bad quotes: {problem}")
+        elif len(fields) != len(header):
+            why = f"expected {len(header)} columns as in the header, got {len(fields)}"
+            intake.refuse(where, why)
         else:
-            yield Row(dict(values), where)
+            yield Row(dict(zip(header, fields, strict=True)), where)
+
+
+def _csv_records(reader: Any) -> Iterator[tuple[int, list[str], str]]:
+    """Line, fields and problem of each record that is not blank."""
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as problem:
+            yield reader.line_num, [], str(problem)
+            continue
+        if fields is None:
+            return
+        if fields:
+            yield reader.line_num, fields, ""
 
 
 def _read_parquet(path: Path, intake: Intake) -> Iterator[Row]:
@@ -186,11 +230,11 @@ def _read_parquet(path: Path, intake: Intake) -> Iterator[Row]:
 
     del intake
     try:
-        file = parquet.ParquetFile(path)
-        for batch_number, batch in enumerate(file.iter_batches(batch_size=1024)):
-            for number, values in enumerate(batch.to_pylist(), start=1):
-                yield Row(values, f"{path.name}:{batch_number * 1024 + number}")
-    except pa.ArrowInvalid as problem:
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        rows = (values for batch in batches for values in batch.to_pylist())
+        for number, values in enumerate(rows, start=1):
+            yield Row(values, f"{path.name}:{number}")
+    except (pa.ArrowException, OSError) as problem:
         raise InputError(f"`{path.name}` is not a parquet file: {problem}") from None
 
 
@@ -198,7 +242,7 @@ def _read_txt(path: Path, intake: Intake) -> Iterator[Row]:
     del intake
     lines: list[str] = []
     start = 1
-    for number, line in enumerate(_text(path).splitlines(keepends=True), start=1):
+    for number, line in enumerate(io.StringIO(_text(path), newline=None), start=1):
         if line.strip() != DOCUMENT_END:
             lines.append(line)
             continue

@@ -156,11 +156,11 @@ def check_leakage(data: Mapping[str, Any]) -> Finding | None:
         return None
     found = leakage["exact"] + leakage["near"]
     held = sum((data[name] or {"rows": 0})["rows"] for name in ("validation", "test"))
-    share = found / max(held, 1)
+    left_out = leakage["policy"] == "remove"
+    share = found / max(held + found * left_out, 1)  # what was left out is not among `held`
     counts = f"{leakage['exact']} held-out rows are training rows, {leakage['near']} nearly so"
     if not found:
         return Finding("leakage", "ok", 0.0, 0.0, "no held-out row is a training row or nearly one")
-    left_out = leakage["policy"] == "remove"
     return Finding(
         "leakage",
         "note" if left_out or not leakage["exact"] else "problem",

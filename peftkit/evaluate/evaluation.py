@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peftkit.errors import RecipeError
 from peftkit.evaluate.generation import answer_all, is_repetitive, prompt_of, room_for
 from peftkit.evaluate.losses import RowLosses, choose_rows, measure_losses
 
@@ -81,9 +82,13 @@ def evaluate_set(
 
 def wants_answers(examples: Sequence[Example], section: EvaluateSection) -> bool:
     """Whether answers are generated and compared: asked for, or all rows have a short one."""
+    unasked = [e.where for e in examples if e.answer is None or not e.prompt_tokens]
     if section.metrics != "auto":
+        if "exact_match" in section.metrics and unasked:
+            raise RecipeError(
+                "evaluate.metrics: `exact_match` needs rows with a prompt and an answer; "
+                f"{len(unasked)} of {len(examples)} have none, e.g. {unasked[0]}",
+                hint="`auto` measures it where it can be",
+            )
         return "exact_match" in section.metrics
-    return all(
-        e.answer is not None and e.prompt_tokens and e.length - e.prompt_tokens <= SHORT_ANSWER
-        for e in examples
-    )
+    return not unasked and all(e.length - e.prompt_tokens <= SHORT_ANSWER for e in examples)

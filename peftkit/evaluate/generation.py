@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import torch
 from peftkit.evaluate.losses import batches_by_length
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from peftkit.data.example import Example
 
@@ -43,7 +44,7 @@ def answer_all(
     model.eval()
     config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=room,
+        max_new_tokens=_within_window(model, prompts, room),
         eos_token_id=sorted(stops) or None,
         pad_token_id=next(iter(sorted(stops)), 0),
     )
@@ -52,12 +53,35 @@ def answer_all(
     for indices in batches_by_length(lengths, BATCH_TOKENS):
         inputs, mask = _pad_left([prompts[index] for index in indices])
         device = next(model.parameters()).device
-        produced = model.generate(
-            input_ids=inputs.to(device), attention_mask=mask.to(device), generation_config=config
-        )
+        with _own_habits_off(model):
+            produced = model.generate(
+                input_ids=inputs.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+            )
         for index, row in zip(indices, produced[:, inputs.shape[1] :].tolist(), strict=True):
             answers[index] = _read(row, tokenizer, stops)
     return [answers[index] for index in range(len(prompts))]
+
+
+@contextmanager
+def _own_habits_off(model: Any) -> Iterator[None]:
+    """Inside, the base's own `generation_config.json`, e.g. a repetition penalty, has no say."""
+    from transformers import GenerationConfig
+
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, plain.generation_config = plain.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        plain.generation_config = own
+
+
+def _within_window(model: Any, prompts: Sequence[Sequence[int]], room: int) -> int:
+    """The room for answers that learned positions, as GPT-2's, leave after the longest prompt."""
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts), default=0)
+    return max(1, min(room, window - longest)) if isinstance(window, int) else room
 
 
 def room_for(examples: Sequence[Example]) -> int:

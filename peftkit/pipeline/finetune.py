@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.adapters.attach import attach
+from peftkit.adapters.attach import attach, base_only
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
 from peftkit.data.batch import Layout
@@ -74,14 +74,15 @@ def finetune(
             watch.say(f"`{run.path}` is finished; `--fresh` would start over")
             return read_run(run)
         base = load_base(recipe.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-        choices = _settle(loaded, run, prepared, base.model)
+        model = attach(base.model, recipe.adapter, seed=recipe.seed)
+        choices = _settle(loaded, run, prepared, model)
         torch.set_num_threads(choices.threads)
         watch.say(f"packing is {_on(choices.packing)}: {choices.why['packing']}")
         watch.say(f"{choices.threads} CPU thread(s): {choices.why['threads']}")
-        before = evaluate_all(base.model, setup, recipe, watch)
+        with base_only(model):
+            before = evaluate_all(model, setup, recipe, watch)
         if not run.lines(EVALUATIONS):
             run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
-        model = attach(base.model, recipe.adapter, seed=recipe.seed)
         layout = Layout(choices.packing, choices.micro_rows, setup.pad_id)
         job = Job(recipe, setup, run, plan.steps, layout, prepared.identity)
         take_steps(model, job, requests, watch)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftkit.base.machine import total_memory
-from peftkit.base.memory import choose_micro_rows, evaluation_bytes, training_bytes
+from peftkit.base.memory import CPU_RUNTIME, choose_micro_rows, evaluation_bytes, training_bytes
 from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
 
@@ -61,8 +61,9 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
             on_gpu=setup.device.type == "cuda",
             bytes_a_number=bytes_a_number,
         )
-    training = training_bytes(sizes.shape, sizes.trainable, micro * width, bytes_a_number)
-    evaluation = evaluation_bytes(sizes.shape, max(BATCH_TOKENS, width), bytes_a_number)
+    runtime = 0 if setup.device.type == "cuda" else CPU_RUNTIME
+    training = runtime + training_bytes(sizes.shape, sizes.trainable, micro * width, bytes_a_number)
+    evaluation = runtime + evaluation_bytes(sizes.shape, max(BATCH_TOKENS, width), bytes_a_number)
     return Plan(
         parameters=sizes.shape.parameters,
         trainable=sizes.trainable,

@@ -26,6 +26,20 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "adde
 """Lists of words, some of which look like paths."""
 _SYSTEM = ("/bin", "/dev", "/etc", "/lib", "/opt", "/proc", "/sbin", "/sys", "/usr", "/var")
 _PEOPLE = ("/home", "/Users", "/root")
+_ADVICE = (
+    (
+        "looks like a",
+        "take the secret out of the run's file of that name, and revoke it: it may have been seen",
+    ),
+    ("names a path", "take the path out of the file of that name in the run folder"),
+    (
+        "has no public name",
+        "name the base's hub id with `--base ORG/NAME`, or publish without `--public`",
+    ),
+    (f"{CARD}: ", f"delete adapter/{CARD}, and a card is made from the run"),
+    ("", "train it anew with `peftkit finetune`, or get it from its author again"),
+)
+"""What to type or to do, by what a problem says; the gravest first."""
 
 
 def check_tree(tree: Tree, *, public: bool) -> tuple[str, ...]:
@@ -40,7 +54,8 @@ def check_tree(tree: Tree, *, public: bool) -> tuple[str, ...]:
         problems += _leaks(tree.folder / name, name)
         if name not in PUBLISHED:
             problems.append(f"{name}: not a file that is ever published")
-    warnings = [*_licence(tree), *_sizes(tree, problems)]
+    problems += _sizes(tree, LARGEST_FILE, f"a hub takes at most {LARGEST_FILE:,}")
+    warnings = [*_license(tree), *_sizes(tree, UNUSUAL, "that is much for an adapter")]
     if tree.base.loadable is None:
         sentence = f"the base, `{tree.base.name}`, has no public name: nobody else can load it"
         (problems if public else warnings).append(sentence)
@@ -54,9 +69,9 @@ def check_tree(tree: Tree, *, public: bool) -> tuple[str, ...]:
 
 
 def _hint(problems: list[str]) -> str:
-    if any("has no public name" in problem for problem in problems):
-        return "name the base's hub id with `--base ORG/NAME`, or publish without `--public`"
-    return "`--dry-run` writes the files without uploading them, for a look"
+    """What to do about the gravest of the problems."""
+    found = "\n".join(problems)
+    return next(advice for sign, advice in _ADVICE if sign in found)
 
 
 def _adapter(tree: Tree) -> list[str]:
@@ -88,19 +103,17 @@ def _card(tree: Tree) -> Iterator[str]:
         yield f"{CARD}: says next to nothing ({len(body.split())} words)"
 
 
-def _licence(tree: Tree) -> Iterator[str]:
+def _license(tree: Tree) -> Iterator[str]:
     known = metadata((tree.folder / CARD).read_text(encoding="utf-8")) or {}
     if known.get("license") in (None, "", "other", "unknown"):
-        yield "no licence is set: nobody may use the adapter; set `publish.license` in the recipe"
+        yield "no license is set: nobody may use the adapter; set `publish.license` in the recipe"
 
 
-def _sizes(tree: Tree, problems: list[str]) -> Iterator[str]:
+def _sizes(tree: Tree, limit: int, what: str) -> Iterator[str]:
     for name in tree.files:
         size = (tree.folder / name).stat().st_size
-        if size > LARGEST_FILE:
-            problems.append(f"{name}: {size:,} bytes; a hub takes at most {LARGEST_FILE:,}")
-        elif size > UNUSUAL:
-            yield f"{name} has {size:,} bytes, which is much for an adapter"
+        if size > limit:
+            yield f"{name} has {size:,} bytes; {what}"
 
 
 def _leaks(path: Path, name: str) -> Iterator[str]:

@@ -220,7 +220,7 @@ def _explained(repo: str) -> Iterator[None]:
         ) from None
     except (KeyError, ValueError) as error:  # what the client makes of an answer it cannot read
         raise WriteError(
-            f"{redact(constants.ENDPOINT)} gave an answer that makes no sense: {_first_line(error)}",
+            f"no sensible answer from {redact(constants.ENDPOINT)}: {_first_line(error)}",
             hint="check that HF_ENDPOINT is the address of a hub",
         ) from None
 

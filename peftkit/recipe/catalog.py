@@ -45,10 +45,14 @@ def shelf() -> Path:
 
 
 def shipped(root: Path | None = None) -> tuple[ShippedRecipe, ...]:
-    """Every recipe that ships, by name; files that start with `_` are only there to be extended."""
+    """Every recipe that ships, by name; what starts with `_` is only there to be extended."""
     root = (root or shelf()).absolute()
-    files = sorted(path for path in root.rglob("*.yaml") if not path.name.startswith("_"))
-    return tuple(_described(path, root) for path in files)
+    files = {path.relative_to(root): path for path in sorted(root.rglob("*.yaml"))}
+    return tuple(
+        _described(path, root)
+        for inside, path in files.items()
+        if not any(part.startswith("_") for part in inside.parts)
+    )
 
 
 def find(name: str, root: Path | None = None) -> ShippedRecipe:
@@ -98,7 +102,7 @@ def copy(name: str, destination: Path, root: Path | None = None) -> Path:
             )
     copies = {path: folder / path.relative_to(top) for path in needed}
     copies[recipe] = (folder / recipe.relative_to(top)).with_name(file_name or recipe.name)
-    _refuse_to_overwrite(copies, recipe)
+    _refuse_to_overwrite(name, copies, recipe)
     for source, target in copies.items():
         _write_copy(source, target)
     return copies[recipe]
@@ -143,7 +147,7 @@ def _needed_by(file: RecipeFile) -> Iterator[Path]:
         yield from (one for one in found if one.is_file())
 
 
-def _refuse_to_overwrite(copies: Mapping[Path, Path], recipe: Path) -> None:
+def _refuse_to_overwrite(name: str, copies: Mapping[Path, Path], recipe: Path) -> None:
     there = [
         str(target)
         for source, target in copies.items()
@@ -153,7 +157,7 @@ def _refuse_to_overwrite(copies: Mapping[Path, Path], recipe: Path) -> None:
         raise RecipeError(
             f"{there[0]} exists already",
             problems=[f"{path} exists too" for path in there[1:]],
-            hint="copy to another folder, for example `peftkit recipes copy NAME FOLDER`",
+            hint=f"`peftkit recipes copy {name} FOLDER` copies it to a folder of its own",
         )
 
 

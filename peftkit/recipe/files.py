@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from typing import TYPE_CHECKING
 
@@ -43,11 +44,11 @@ def check_again(path: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something exists at `path`; a name no file system accepts does not."""
+    """Whether something is at `path`, be it hidden from us; an impossible name is not."""
     try:
         return path.exists()
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.EACCES
 
 
 def _content(path: Path, what: str) -> bytes:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from peftkit.errors import RecipeError
 from peftkit.recipe.catalog import name_of
-from peftkit.recipe.files import check_again, is_there
+from peftkit.recipe.files import is_there
 from peftkit.recipe.layers import Layer, read_chain, stack
 from peftkit.recipe.overrides import override
 from peftkit.recipe.schema import Recipe
@@ -48,11 +48,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     try:
         recipe = Recipe.model_validate(named.values)
     except ValidationError as error:
-        raise RecipeError(
-            f"{path} is not a valid recipe",
-            problems=explain(error, named),
-            hint=check_again(path),
-        ) from None
+        problems, hint = explain(error, named)
+        raise RecipeError(f"{path} is not a valid recipe", problems=problems, hint=hint) from None
     return LoadedRecipe(recipe, path, chain[0].document.text)
 
 

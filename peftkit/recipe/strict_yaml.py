@@ -122,7 +122,7 @@ def _short(text: str) -> str:
 
 def _decode(data: bytes) -> str:
     if len(data) > MAX_BYTES:
-        raise InvalidYaml([(1, f"larger than 1 MiB ({len(data):,} bytes)")])
+        raise InvalidYaml([(1, "larger than 1 MiB")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,19 +134,20 @@ def _decode(data: bytes) -> str:
 def _compose(text: str) -> yaml.Node | None:
     try:
         loader = _Composer(text)
-        try:
-            return loader.get_single_node()
-        finally:
-            loader.dispose()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise InvalidYaml([(line, f"the character U+{error.character:04X}")]) from None
+    try:
+        return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
         problem = error.problem or "not valid YAML"
-        raise InvalidYaml(
-            [(mark.line + 1 if mark else 1, _PLAINER.get(problem, problem))]
-        ) from None
+        raise InvalidYaml([(line, _PLAINER.get(problem, problem))]) from None
+    except (ValueError, OverflowError):  # PyYAML hands `\UFFFFFFFF` to chr, `%YAML 1.9…` to int
+        raise InvalidYaml([(loader.line + 1, "an escape or a version out of range")]) from None
+    finally:
+        loader.dispose()
 
 
 class _Composer(yaml.SafeLoader):

@@ -49,10 +49,18 @@ class _Spot:
     """The annotation at the end of the location, narrowed to the member that was chosen."""
 
 
-def explain(error: ValidationError, layer: Layer) -> list[str]:
-    """Every problem once, in reading order, as `line 6: adapter.rnak: unknown key; …`."""
+def explain(error: ValidationError, layer: Layer) -> tuple[list[str], str]:
+    """Every problem once, in reading order, as `line 6: adapter.rnak: …`; and what to type next."""
     problems = {_problem(detail, layer) for detail in error.errors(include_url=False)}
-    return [str(problem) for problem in sorted(_once(problems))]
+    told = sorted(_once(problems))
+    return [str(problem) for problem in told], _where_to_read([problem.path for problem in told])
+
+
+def _where_to_read(paths: Sequence[Location]) -> str:
+    sections = {path[0] for path in paths if path and path[0] in Recipe.model_fields}
+    if len(sections) == 1:
+        return f"`peftkit schema {sections.pop()}` explains what may stand there"
+    return "`peftkit schema --keys` explains every key"
 
 
 def _once(problems: Set[_Problem]) -> list[_Problem]:
@@ -61,12 +69,17 @@ def _once(problems: Set[_Problem]) -> list[_Problem]:
     That is one level up from another, or a missing key whose misspelling is there.
     """
     above = {problem.path[:depth] for problem in problems for depth in range(len(problem.path))}
-    misspelled = {problem.meant for problem in problems}
+    misspelled = [f"{problem.meant}." for problem in problems if problem.meant]
     return [
         problem
         for problem in problems
-        if problem.path not in above and _key_at(problem.path) not in misspelled - {problem.meant}
+        if problem.path not in above
+        and (problem.meant or not _begins(misspelled, f"{_key_at(problem.path)}."))
     ]
+
+
+def _begins(keys: Sequence[str], start: str) -> bool:
+    return any(key.startswith(start) for key in keys)
 
 
 def _key_at(path: Location) -> str:

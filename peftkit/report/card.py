@@ -72,8 +72,8 @@ def build_card(run: Path, *, base: str | None = None, repo: str | None = None) -
         _base(subject.base),
         "## Limits",
         "\n".join(f"- {limit}" for limit in _limits(subject)),
-        "## Licence",
-        _licence(subject),
+        "## License",
+        _license(subject),
         MADE_BY,
     ]
     return scrub_text(f"{_front_matter(subject)}\n" + "\n\n".join(parts) + "\n")
@@ -142,7 +142,9 @@ def _summary(subject: Subject) -> str:
         share += f", {wording.share(plan.share)} of the base's." if plan.share else "."
     method = _METHODS.get(_method(subject), _method(subject))
     article = "An" if method[0] in "AEIOaeio" else "A"
-    kind = f"{article} {method} adapter{of_rank} for {_base_link(subject.base)}"
+    changed = text(subject.config.get("peft_type")) in CHANGED_ONLY
+    what = "fine-tune of" if changed else f"adapter{of_rank} for"
+    kind = f"{article} {method} {what} {_base_link(subject.base)}"
     version = text(run.lock.get("peftkit"))
     made = f", made with peftkit{' ' + version if version else ''}."
     return f"{kind}{made}{share}"
@@ -152,13 +154,9 @@ def _verdict(run: Run) -> str:
     """Whether it helped, said first and in plain words, above all when it did not."""
     if run.sentence is None:
         return "**It was not evaluated:** whether it helps, and what it costs, is not known."
-    sentence = wording.stopped(wording.sentence_case(prose(run.sentence)))
-    heads = {
-        "yes": "**It helped.**",
-        "no": "**It did not help:** prefer the base as it is.",
-    }
+    heads = {"yes": "**It helped.**", "no": "**It did not help:** prefer the base as it is."}
     head = heads.get(run.helped or "", "**Whether it helps is not clear.**")
-    return f"{head} {sentence}"
+    return f"{head} {prose(story.headline(run).lead)}"
 
 
 def _measured(run: Run) -> list[str]:
@@ -279,12 +277,12 @@ def _limits(subject: Subject) -> Iterator[str]:
     yield "No check of weights rules out a backdoor: load it if you trust who published it."
 
 
-def _licence(subject: Subject) -> str:
-    licence = text(table(subject.recipe.get("publish")).get("license")) or "other"
-    terms = "The base's licence and that of the data apply beside it."
-    if licence == "other":
-        return f"The author has named no licence for the adapter. {terms}"
-    return f"The adapter is published under `{licence}`. {terms}"
+def _license(subject: Subject) -> str:
+    named = text(table(subject.recipe.get("publish")).get("license")) or "other"
+    terms = "The base's license and that of the data apply beside it."
+    if named == "other":
+        return f"The author has named no license for the adapter. {terms}"
+    return f"The adapter is published under `{named}`. {terms}"
 
 
 def _base_link(base: BaseName) -> str:

@@ -23,6 +23,7 @@ Scale = Literal["linear", "log"]
 Interval = tuple[float, float]
 
 _UNITS = 1000
+_MOST_MARKS = 200
 _STRETCHED = 'preserveAspectRatio="none" width="100%" height="100%" overflow="visible"'
 _MARKS = {
     "disc": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -142,12 +143,13 @@ def _svg(chart: Chart, across: _Axis, up: _Axis) -> str:
     scale = "logarithmic" if up.log else "linear"
     parts = [
         f'<svg width="100%" height="100%" role="img" aria-label="{label} ({scale} scale)">',
+        '<g aria-hidden="true">',
         _grid(across, up),
         f'<svg viewBox="0 0 {_UNITS} {_UNITS}" {_STRETCHED}>',
         *(_path(line, across, up) for line in chart.lines),
         "</svg>",
         *(_points(line, across, up) for line in chart.lines if line.look == "points"),
-        "</svg>",
+        "</g></svg>",
     ]
     return "".join(parts)
 
@@ -194,7 +196,8 @@ def _path(line: Line, across: _Axis, up: _Axis) -> str:
 
 def _points(line: Line, across: _Axis, up: _Axis) -> str:
     parts = []
-    for at, (step, value) in enumerate(zip(line.steps, line.values, strict=True)):
+    for at in series.kept(line.values, _MOST_MARKS):
+        step, value = line.steps[at], line.values[at]
         if value is None:
             continue
         x, y = _percent(across.place(step)), _percent(1 - up.place(value))

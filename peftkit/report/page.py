@@ -12,7 +12,7 @@ from base64 import b64encode
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -25,16 +25,19 @@ from peftkit.report.text import build_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from peftkit.report.facts import Sample
+    from peftkit.report.facts import Finding, Sample
+
+T = TypeVar("T")
 
 PARTS = Path(__file__).with_name("template")
 
 SAMPLES_BYTES = 500_000
-"""What the samples may take of the page, as UTF-8 after escaping; the run folder has the rest."""
+FINDINGS_BYTES = 200_000
+"""What these may take of the page, as UTF-8 after escaping; the run folder has the rest."""
 
 LONGEST_TEXT = 4_000
 LONGEST_RECIPE = 60_000
-MOST_FINDINGS = 200
+_MARKUP_BYTES = 900
 
 
 def write_report(run: Path) -> Path:
@@ -53,7 +56,8 @@ def write_report(run: Path) -> Path:
 def build_page(run: Path) -> str:
     """The report of one run as HTML."""
     facts = read_run(run)
-    samples = within(facts.samples, SAMPLES_BYTES)
+    samples = within(SAMPLES_BYTES, facts.samples, _words_of_sample)
+    findings = within(FINDINGS_BYTES, facts.findings, _words_of_finding)
     return _render(
         "report.html.j2",
         run=facts,
@@ -62,7 +66,8 @@ def build_page(run: Path) -> str:
         drawings=_drawn(story.curves(facts)),
         samples=samples,
         samples_left=len(facts.samples) - len(samples),
-        findings=facts.findings[:MOST_FINDINGS],
+        findings=findings,
+        findings_left=len(facts.findings) - len(findings),
         recipe=None if facts.recipe is None else wording.clipped(facts.recipe, LONGEST_RECIPE),
     )
 
@@ -79,18 +84,26 @@ def build_comparison(runs: Sequence[Path]) -> str:
     )
 
 
-def within(samples: Sequence[Sample], budget: int) -> tuple[Sample, ...]:
-    """The first samples that together fit the budget."""
-    for at, sample in enumerate(samples):
-        budget -= _cost(sample)
+def within(budget: int, items: Sequence[T], words: Callable[[T], Sequence[str | None]]) -> list[T]:
+    """The first of the items, as many as fit the budget once their words are escaped."""
+    kept = []
+    for item in items:
+        shown = (escape(said[:LONGEST_TEXT]) for said in words(item) if said)
+        budget -= _MARKUP_BYTES + sum(len(said.encode()) for said in shown)
         if budget < 0:
-            return tuple(samples[:at])
-    return tuple(samples)
+            break
+        kept.append(item)
+    return kept
 
 
-def _cost(sample: Sample) -> int:
-    shown = (sample.where, sample.prompt, sample.expected, sample.before, sample.after)
-    return 600 + sum(len(escape(item[:LONGEST_TEXT]).encode()) for item in shown if item)
+def _words_of_sample(sample: Sample) -> tuple[str | None, ...]:
+    # The place is shown twice, once for those who only listen.
+    place = sample.where
+    return place, place, sample.prompt, sample.expected, sample.before, sample.after
+
+
+def _words_of_finding(finding: Finding) -> tuple[str, ...]:
+    return finding.id, finding.sentence, finding.advice
 
 
 def _drawn(made: Sequence[charts.Chart]) -> list[charts.Drawing]:

@@ -23,10 +23,12 @@ from peftkit.report.facts import (
     Split,
     Step,
 )
-from peftkit.report.tolerant import Found, Loose, interval, number, rows, table, text, whole
+from peftkit.report.tolerant import Found, Loose, interval, label, number, rows, table, text, whole
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_LONGEST_SENTENCE = 1000
 
 _FILES = {
     "recipe.yaml": "the recipe as written cannot be shown",
@@ -51,7 +53,7 @@ def read_run(run: Path) -> Run:
     resolved = table(value["recipe.resolved.json"])
     data = table(value["data.json"])
     return Run(
-        name=text(resolved.get("name")) or tolerant.clean(run.resolve().name),
+        name=label(resolved.get("name")) or tolerant.clean(run.resolve().name),
         folder=tolerant.clean(run.resolve().name),
         recipe=text(value["recipe.yaml"]),
         resolved=tolerant.flat(resolved),
@@ -62,7 +64,7 @@ def read_run(run: Path) -> Run:
         steps=_steps(rows(value["steps.jsonl"])),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
-        sentence=text(verdict.get("sentence")),
+        sentence=_sentence(verdict),
         adapted=_by_split(metrics),
         baselines={
             name: _baseline(table(item)) for name, item in table(metrics.get("baselines")).items()
@@ -72,13 +74,18 @@ def read_run(run: Path) -> Run:
         speed=Speed(**_numbers(Speed, table(metrics.get("speed")))),
         findings=_findings(rows(value["findings.json"])),
         samples=tuple(map(_sample, rows(value["samples.json"]))),
-        adapter_bytes=_folder_size(run / "adapter"),
+        adapter_bytes=_weights(run / "adapter"),
         missing=tuple(
             Missing(name, item.problem, _FILES[name] if item.value is None else "the rest is used")
             for name, item in found.items()
             if item.problem is not None
         ),
     )
+
+
+def _sentence(verdict: Loose) -> str | None:
+    said = text(verdict.get("sentence"))
+    return None if said is None else said[:_LONGEST_SENTENCE]
 
 
 def _read(path: Path) -> Found:
@@ -116,11 +123,11 @@ def _split(name: str, raw: Loose) -> Split:
         dropped=number(raw.get("dropped")),
         fill=number(raw.get("fill")),
         skipped=tuple(
-            (text(row.get("where")) or "", text(row.get("why")) or "")
+            (label(row.get("where")), text(row.get("why")) or "")
             for row in rows(raw.get("skipped"))
         ),
         sources=tuple(
-            (text(row.get("source")) or "", number(row.get("rows")), number(row.get("tokens")))
+            (label(row.get("source")), number(row.get("rows")), number(row.get("tokens")))
             for row in rows(raw.get("sources"))
         ),
     )
@@ -134,10 +141,10 @@ def _leakage(raw: Loose) -> Leakage | None:
         near=whole(raw.get("near")) or 0,
         pairs=tuple(
             Pair(
-                kind=text(row.get("kind")) or "",
+                kind=label(row.get("kind")),
                 similarity=number(row.get("similarity")),
-                left=text(row.get("left")) or "",
-                right=text(row.get("right")) or "",
+                left=label(row.get("left")),
+                right=label(row.get("right")),
                 text=text(row.get("text")) or "",
             )
             for row in rows(raw.get("pairs"))
@@ -207,7 +214,7 @@ def _change(key: str, raw: Loose) -> Change:
 
 def _remembered(raw: Loose) -> Remembered:
     return Remembered(
-        source=text(raw.get("source")) or "",
+        source=label(raw.get("source")),
         before=number(table(raw.get("before")).get("loss")),
         after=number(table(raw.get("after")).get("loss")),
     )
@@ -217,10 +224,10 @@ def _findings(lines: tuple[Loose, ...]) -> tuple[Finding, ...]:
     """Findings, worst first; a severity nobody has heard of is a note."""
     found = []
     for raw in lines:
-        severity = text(raw.get("severity")) or ""
+        severity = label(raw.get("severity"))
         found.append(
             Finding(
-                id=text(raw.get("id")) or "unnamed",
+                id=label(raw.get("id")) or "unnamed",
                 severity=severity if severity in SEVERITIES else "note",
                 figure=number(raw.get("figure")),
                 threshold=number(raw.get("threshold")),
@@ -234,7 +241,7 @@ def _findings(lines: tuple[Loose, ...]) -> tuple[Finding, ...]:
 def _sample(raw: Loose) -> Sample:
     right = raw.get("right")
     return Sample(
-        where=text(raw.get("where")) or "",
+        where=label(raw.get("where")),
         prompt=text(raw.get("prompt")) or "",
         expected=text(raw.get("expected")),
         before=text(raw.get("before")),
@@ -243,8 +250,10 @@ def _sample(raw: Loose) -> Sample:
     )
 
 
-def _folder_size(folder: Path) -> int | None:
+def _weights(folder: Path) -> int | None:
+    """Bytes of the adapter's weights; what else lies there may be written after the report."""
     try:
-        return sum(item.stat().st_size for item in folder.iterdir() if item.is_file())
+        sizes = [item.stat().st_size for item in folder.iterdir() if item.suffix == ".safetensors"]
     except OSError:
         return None
+    return sum(sizes) if sizes else None

@@ -40,7 +40,8 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run that this folder holds came to its end."""
-        return (self.path / "report.html").exists() and (self.path / "metrics.json").exists()
+        last = self.adapter / "README.md"  # the card, which is written after everything else
+        return last.exists() and (self.path / "metrics.json").exists()
 
     def write(self, name: str, content: str | Mapping[str, Any] | list[Any]) -> Path:
         """Write one file, whole or not at all; anything but text becomes JSON."""

@@ -32,7 +32,7 @@ def scrub(value: Any) -> Any:
     """
     if isinstance(value, dict):
         return {
-            scrub_text(str(key)): scrub(item)
+            scrub(str(key)): scrub(item)
             for key, item in value.items()
             if str(key).lower() not in _MACHINE
         }

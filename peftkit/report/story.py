@@ -10,7 +10,7 @@ from peftkit.report.charts import Chart, Line
 from peftkit.report.facts import Change, Scores
 
 if TYPE_CHECKING:
-    from peftkit.report.facts import Interval, Run, Step
+    from peftkit.report.facts import Run, Step
 
 CONFIDENCE = "95 %"
 
@@ -32,7 +32,7 @@ BASELINES = {
 
 _METHODS = {"lora": "LoRA", "ia3": "IA\u00b3", "vera": "VeRA", "oft": "OFT", "bitfit": "BitFit"}
 
-OURS = "With the adapter"
+OURS = "Adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +214,7 @@ def glance(run: Run) -> list[Fact]:
         note = "" if rate is None else f"{wording.count(rate)} tokens a second"
         facts.append(Fact("Training time", wording.duration(speed.seconds), note))
     if speed.peak_memory_bytes is not None:
-        planned = plan.memory_training if plan else None
-        note = "" if planned is None else f"{wording.size(planned)} planned"
-        facts.append(Fact("Peak memory", wording.size(speed.peak_memory_bytes), note))
+        facts.append(Fact("Peak memory", wording.size(speed.peak_memory_bytes), "whole process"))
     if run.adapter_bytes is not None:
         facts.append(Fact("Adapter", wording.size(run.adapter_bytes), "on disk"))
     return facts
@@ -242,7 +240,7 @@ def comparisons(run: Run) -> list[Comparison]:
         models = [(OURS, adapted), *((BASELINES.get(name, name), other) for name, other in others)]
         having = [(name, scores) for name, scores in models if key in scores.values]
         if len(having) > 1 and adapted.values.get(key) is not None:
-            made.append(_comparison(key, having, _interval_of_ours(run, key)))
+            made.append(_comparison(key, having))
     return made
 
 
@@ -255,32 +253,18 @@ def known(run: Run) -> list[str]:
     )
 
 
-def _interval_of_ours(run: Run, key: str) -> Interval | None:
-    """Where the adapted model's value lies if the base's is taken as it is."""
-    for change in changes(run, run.split):
-        if change.metric == key and change.interval and change.base is not None:
-            return change.base + change.interval[0], change.base + change.interval[1]
-    return None
-
-
-def _comparison(
-    key: str, models: list[tuple[str, Scores]], relative: Interval | None
-) -> Comparison:
+def _comparison(key: str, models: list[tuple[str, Scores]]) -> Comparison:
     metric = wording.metric(key)
-    pairs = {name: scores.intervals.get(key) for name, scores in models}
-    note = f"Whiskers: {CONFIDENCE} intervals." if any(pairs.values()) else ""
-    if pairs[OURS] is None and relative is not None:
-        pairs[OURS] = relative
-        note = f"Whisker: {CONFIDENCE} interval of the change from the base."
+    pairs = [scores.intervals.get(key) for _, scores in models]
     values = [scores.values[key] for _, scores in models]
-    ends = charts.bar_ends([*values, *(end for pair in pairs.values() if pair for end in pair)])
+    ends = charts.bar_ends([*values, *(end for pair in pairs if pair for end in pair)])
     bars = []
-    for name, scores in models:
-        pair, value = pairs[name], scores.values[key]
+    for (name, _), value, pair in zip(models, values, pairs, strict=True):
         drawing = charts.bar(value, pair, ends, ours=name == OURS)
         said = f"{metric.show(pair[0])} to {metric.show(pair[1])}" if pair else ""
         bars.append(Bar(name, metric.show(value), said, drawing, ours=name == OURS))
     better = {"higher": "Higher is better.", "lower": "Lower is better.", "unknown": ""}
+    note = f"Whiskers: {CONFIDENCE} intervals." if any(pairs) else ""
     return Comparison(metric.label, f"{better[metric.better]} {note}".strip(), tuple(bars))
 
 
@@ -302,7 +286,7 @@ def loss_lines(run: Run) -> tuple[Line, ...]:
     steps = tuple(step.step for step in run.steps)
     raw = tuple(step.loss for step in run.steps)
     width = series.window(len(raw))
-    lines = [Line("Training", steps, raw, "thin")]
+    lines = [Line("Training", steps, raw, "thin" if width > 1 else "bold")]
     if width > 1:
         mean = tuple(series.smoothed(raw, width))
         lines.append(Line(f"Training, mean of {width} steps", steps, mean, "bold"))
@@ -327,14 +311,15 @@ def curve_summary(run: Run) -> str:
 
 def _training(steps: tuple[Step, ...]) -> str:
     raw = [step.loss for step in steps]
-    mean = [value for value in series.smoothed(raw, series.window(len(raw))) if value is not None]
+    width = series.window(len(raw))
+    mean = [value for value in series.smoothed(raw, width) if value is not None]
     if not mean:
         return ""
-    moved = "fell" if mean[-1] < mean[0] else "rose" if mean[-1] > mean[0] else "stayed"
-    return (
-        f"Smoothed training loss {moved} from {wording.loss(mean[0])} to {wording.loss(mean[-1])} "
-        f"in {wording.plural(steps[-1].step, 'step')}."
-    )
+    first, last = wording.loss(mean[0]), wording.loss(mean[-1])
+    moved = "fell" if mean[-1] < mean[0] else "rose"
+    said = f"stayed at {last}" if first == last else f"{moved} from {first} to {last}"
+    what = "Smoothed training loss" if width > 1 else "Training loss"
+    return f"{what} {said} in {wording.plural(steps[-1].step, 'step')}."
 
 
 def _validation(run: Run) -> str:

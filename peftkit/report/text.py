@@ -75,7 +75,10 @@ def _figures(run: Run) -> Iterator[str]:
         columns = ("Metric", "Before", "After", f"Change ({story.CONFIDENCE} interval)", "")
         yield f"On {story.judged_on(run)}:"
         yield _grid(columns, rows)
-    facts = [f"- {fact.label}: {fact.value} {fact.note}".rstrip() for fact in story.glance(run)]
+    facts = [
+        f"- {fact.label}: {fact.value}{f' ({fact.note})' if fact.note else ''}"
+        for fact in story.glance(run)
+    ]
     if facts:
         yield "\n".join(facts)
     for table in tables.figures(run):

@@ -8,6 +8,7 @@ made safe for HTML, which is the business of the template.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,16 +22,19 @@ Loose = Mapping[str, object]
 _DEEPEST = 16
 _LARGEST = 1e100
 
-_VISIBLE = (
-    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}  # control pictures
-    | {0x7F: 0x2421}
-    | dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
-)
+_LONGEST_LABEL = 200
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def clean(value: str) -> str:
     """The text with line ends unified, control characters made visible and lone surrogates gone."""
-    return value.replace("\r\n", "\n").translate(_VISIBLE)
+    return _UNPRINTABLE.sub(_picture, value.replace("\r\n", "\n"))
+
+
+def _picture(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def text(value: object) -> str | None:
@@ -40,6 +44,11 @@ def text(value: object) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return None
+
+
+def label(value: object) -> str:
+    """A name or a place in a file, which is never long; empty for what is neither."""
+    return (text(value) or "")[:_LONGEST_LABEL]
 
 
 def number(value: object) -> float | None:
@@ -69,7 +78,7 @@ def table(value: object) -> Loose:
     """The JSON object, its keys cleaned; empty for anything else."""
     if not isinstance(value, Mapping):
         return {}
-    return {clean(str(key)): item for key, item in value.items()}
+    return {label(str(key)): item for key, item in value.items()}
 
 
 def rows(value: object) -> tuple[Loose, ...]:
@@ -84,7 +93,7 @@ def flat(value: object, prefix: str = "", depth: int = 0) -> dict[str, str]:
     if isinstance(value, Mapping) and value and depth < _DEEPEST:
         leaves: dict[str, str] = {}
         for key, item in value.items():
-            name = clean(str(key))
+            name = label(str(key))
             leaves |= flat(item, f"{prefix}.{name}" if prefix else name, depth + 1)
         return leaves
     return {prefix: clean(value if isinstance(value, str) else _dumped(value))} if prefix else {}

@@ -94,9 +94,9 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def loss(value: float | None) -> str:
-    """A loss: three decimals, or four significant digits where three decimals say nothing."""
+    """A loss: three decimals, or three significant digits where decimals would say nothing."""
     if value is None or not 0.01 <= abs(value) < 1000:
-        return figure(value)
+        return figure(value, 3)
     return _minus(f"{value:.3f}")
 
 

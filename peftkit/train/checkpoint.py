@@ -54,8 +54,8 @@ def save_checkpoint(
         weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
         save_file(weights, building / WEIGHTS)
         save_file(_moments(parameters, optimizer), building / MOMENTS)
-        _write(building / STATE, {"step": step, "digests": dict(digests)})
-        _write(building / MANIFEST, {"step": step, "files": _describe(building)})
+        _write(building / STATE, _as_json({"step": step, "digests": dict(digests)}))
+        _write(building / MANIFEST, seal({"step": step, "files": _describe(building)}))
         _sync(building)
         if final.exists():
             shutil.rmtree(final)
@@ -70,10 +70,12 @@ def save_checkpoint(
 
 def rotate(root: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what unfinished saves left behind."""
-    if newest_checkpoint(root) is None:
+    usable = newest_checkpoint(root)
+    if usable is None:
         return
     for folder in _folders(root)[keep:]:
-        shutil.rmtree(folder)
+        if folder != usable.folder:
+            shutil.rmtree(folder)
     for leftover in root.glob("*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -92,7 +94,10 @@ def newest_checkpoint(root: Path, damaged: list[str] | None = None) -> Checkpoin
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None when nothing is."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if text != seal(manifest):
+            return f"{MANIFEST} is not what was written"
         listed = {str(name): dict(facts) for name, facts in manifest["files"].items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -169,8 +174,18 @@ def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     return facts
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def seal(manifest: Mapping[str, Any]) -> str:
+    """The manifest with a digest of itself, so that a flipped bit in it shows as well."""
+    inner = {name: value for name, value in manifest.items() if name != "sha256"}
+    return _as_json(inner | {"sha256": hashlib.sha256(_as_json(inner).encode()).hexdigest()})
+
+
+def _as_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
     _sync(path)
 
 

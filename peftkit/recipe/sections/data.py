@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from peftkit.recipe.sections.section import Count, Expected, Number, Section
+from peftkit.recipe.sections.section import Count, Expected, Section
 
 
 class SourceSection(Section):
@@ -40,7 +40,7 @@ SomeSources = Annotated[Sources, Field(min_length=1, examples=["data/train.jsonl
 class SplitSection(Section):
     """Validation rows held out of the training sources."""
 
-    fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.05
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the rows held out."""
     by: Literal["random"] = "random"
     """`random` decides by each row's digest, so added rows never move an old one."""

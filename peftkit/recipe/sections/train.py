@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from peftkit.recipe.sections.section import (
     Auto,
     Count,
-    Number,
     PositiveNumber,
     Section,
     Share,
@@ -48,7 +47,7 @@ class TrainSection(Section):
     """How the learning rate moves after warm-up."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decay of matrices only; biases and norms never decay."""
     max_grad_norm: PositiveNumber = 1.0
     """Gradients are scaled down to this norm."""

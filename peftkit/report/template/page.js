@@ -184,19 +184,13 @@
   openNamed();
   addEventListener("hashchange", openNamed);
 
-  /* Paper shows everything. */
+  /* Paper shows everything; the style sees to the rest, but cannot open what is folded. */
   let folded = [];
   addEventListener("beforeprint", () => {
-    folded = [...all("details:not([open])"), ...all(".panel[hidden], .sample[hidden]")];
-    for (const item of folded) {
-      if (item.matches("details")) item.open = true;
-      else item.hidden = false;
-    }
+    folded = all("details:not([open])");
+    for (const item of folded) item.open = true;
   });
   addEventListener("afterprint", () => {
-    for (const item of folded) {
-      if (item.matches("details")) item.open = false;
-      else item.hidden = true;
-    }
+    for (const item of folded) item.open = false;
   });
 })();

@@ -210,6 +210,19 @@ def test_numbers_that_are_none_are_refused(adapter: Path, value: float, kind: to
     assert reasons(adapter) == [f"tensor `{name}`: holds numbers that are not finite"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [(torch.float64, 1e300), (torch.float8_e4m3fn, 400.0), (torch.float16, 6e4)]
+)
+def test_large_numbers_of_any_format_are_numbers(
+    adapter: Path, kind: torch.dtype, value: float
+) -> None:
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: torch.full_like(t, value, dtype=kind) for name, t in tensors.items()})
+
+    change_tensors(adapter, enlarge)
+    assert verify_adapter(adapter).tensors == 8
+
+
 def test_whole_numbers_are_refused(adapter: Path) -> None:
     def round_down(tensors: dict[str, torch.Tensor]) -> None:
         tensors.update({name: value.long() for name, value in tensors.items()})

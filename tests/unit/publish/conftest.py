@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 RECORDS = Path(__file__).parent / "run"
-ADDRESS = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit|tree|revision)/([^/]+)")
+ADDRESS = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit|tree|revision)/([^/]+)(/.+)?")
 TOKEN = "hf_" + "abcdefghij" * 3  # no token of anyone's
 READ_ONLY = "hf_" + "readonly00" * 3
 
@@ -189,6 +189,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"files": [self.mode(file) for file in json.loads(body)["files"]]})
         elif address and address[2] == "commit":
             self.commit(address[1], known, [json.loads(line) for line in body.splitlines()])
+        elif address and address[4]:
+            self.answer(404, {"error": "no such folder"}, X_Error_Code="EntryNotFound")
         elif address and address[2] == "tree":
             self.answer(200, [self.entry(name, at) for name, at in sorted(known.files.items())])
         elif found:

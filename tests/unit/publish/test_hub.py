@@ -167,7 +167,7 @@ def test_no_way_to_the_door_is_explained(
 def test_a_server_that_is_no_hub_is_explained(run: Path, hub: Any, peftkit: Any) -> None:
     hub.fail("/repos/create", 200)
     done = peftkit("publish", run, "me/chat")
-    check_explained(done, "an answer that makes no sense", "HF_ENDPOINT")
+    check_explained(done, "no sensible answer from", "HF_ENDPOINT")
 
 
 def test_a_namespace_of_others_is_explained(run: Path, peftkit: Any) -> None:
@@ -226,3 +226,19 @@ def test_vanilla_peft_loads_what_was_published(
     apart, moved = map(float, done.stdout.split()[-2:])
     assert apart == 0
     assert moved > 1e-3
+
+
+def test_the_lines_on_the_card_run_as_they_are(
+    run: Path, tiny_llama: Path, hub: Any, peftkit: Any, beside: Any
+) -> None:
+    assert peftkit("publish", run, "me/chat", "--public").returncode == 0
+    published = hub.repositories["me/chat"]
+    base = type(published)(private=False, commits=["b" * 40])
+    base.files = {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
+    hub.repositories["org/tiny"] = base
+    blocks = re.findall(r"```python\n(.*?)```", published.files["README.md"].decode(), re.DOTALL)
+    assert len(blocks) == 1
+    done = beside(blocks[0], HF_TOKEN="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time")
+    assert hub.asked(f"/org/tiny/resolve/{'b' * 40}/model.safetensors")

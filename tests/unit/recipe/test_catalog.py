@@ -17,7 +17,7 @@ QUICK = """\
 #         one core
 # Expect: not measured
 base: {model: builtin:tiny}
-data: {train: rhymes/train.txt, test: [{source: hub:org/set@main:test}, missing.txt]}
+data: {train: rhymes/train.txt, test: [{source: hub:org/set@main:test}, missing.txt, ../beside.txt]}
 """
 CHILD = """\
 # Learn to rhyme better.
@@ -43,6 +43,7 @@ def root(tmp_path: Path) -> Path:
     for name, text in files.items():
         (tmp_path / "shelf" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "shelf" / name).write_text(text)
+    (tmp_path / "beside.txt").write_text("ships with nobody\n")
     return tmp_path / "shelf"
 
 
@@ -52,7 +53,7 @@ def files_below(folder: Path) -> list[str]:
 
 def test_a_header_describes_its_recipe(root: Path) -> None:
     names = [one.name for one in catalog.shipped(root)]
-    assert names == ["_shared/parent", "poems/child", "quick"]
+    assert names == ["poems/child", "quick"]
     quick = catalog.find("quick", root)
     assert quick.path == root / "quick.yaml"
     assert quick.purpose == "Learn to rhyme, in a minute."
@@ -63,7 +64,7 @@ def test_a_header_describes_its_recipe(root: Path) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(root: Path) -> None:
-    with pytest.raises(RecipeError, match="no shipped recipe `qiuck`; did you mean `quick`?"):
+    with pytest.raises(RecipeError, match=r"no shipped recipe `qiuck`; did you mean `quick`\?"):
         catalog.find("qiuck", root)
 
 
@@ -116,11 +117,11 @@ def test_a_copy_brings_what_it_extends(root: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(root: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     catalog.copy("quick", mine, root)
-    with pytest.raises(RecipeError, match="quick.yaml exists already"):
+    with pytest.raises(RecipeError, match=r"quick\.yaml exists already"):
         catalog.copy("quick", mine, root)
     (mine / "quick.yaml").unlink()
     (mine / "rhymes" / "train.txt").write_text("my own rows\n")
-    with pytest.raises(RecipeError, match=r"train.txt exists already"):
+    with pytest.raises(RecipeError, match=r"train\.txt exists already"):
         catalog.copy("quick", mine, root)
     assert files_below(mine) == ["rhymes/train.txt"]
     assert (mine / "rhymes" / "train.txt").read_text() == "my own rows\n"
@@ -134,7 +135,7 @@ def test_data_that_is_there_already_is_shared(root: Path, tmp_path: Path) -> Non
 
 def test_a_destination_that_cannot_be_written_is_told(root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(WriteError, match="could not write .*quick.yaml: not a directory"):
+    with pytest.raises(WriteError, match=r"could not write .*quick\.yaml: "):
         catalog.copy("quick", tmp_path / "file", root)
 
 

@@ -1,6 +1,7 @@
 """The JSON schema accepts what the loader accepts, and the committed one is current."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         "exclusiveMaximum": lambda limit: not isinstance(value, int | float) or value < limit,
         "minLength": lambda limit: not isinstance(value, str) or len(value) >= limit,
         "minItems": lambda limit: not isinstance(value, tuple) or len(value) >= limit,
-        "pattern": lambda pattern: __import__("re").search(pattern, value) is not None,
+        "pattern": lambda pattern: re.search(pattern, value) is not None,
     }
     silent = {"$schema", "$defs", "title", "description", "default", "examples", "else"}
     assert schema.keys() <= rules.keys() | silent
@@ -131,8 +132,9 @@ def test_keys_are_explained_below_a_section_only() -> None:
         "train.batch.rows",
         "train.batch.micro_rows",
     }
+    assert {key.name for key in keys("data.test")} == {"data.test"}  # a source is explained once
     (method,) = keys("adapter.method")
     assert (method.expected, method.default) == ("`lora` or `full`", "lora")
     assert [key.default for key in keys("base.model")] == [""]
-    with pytest.raises(RecipeError, match="no key `train.stepz`; did you mean `train.steps`?"):
+    with pytest.raises(RecipeError, match=r"no key `train\.stepz`; did you mean `train\.steps`\?"):
         keys("train.stepz")

@@ -205,7 +205,7 @@ def test_paths_are_seen_from_the_file_they_are_in(
     data:
       train: [a.txt, {source: ../b.txt}, /c.txt, ~/d.txt, "hub:org/set@main:train"]
       validation: {source: e.txt, columns: {source: f}}
-      test: builtin:shakespeare
+      test: [builtin:shakespeare, "https://example.org/h.txt"]
     evaluate: {remember: [g.txt]}
     """
     recipe = load_recipe(write("lib/a.yaml", text)).recipe
@@ -219,7 +219,10 @@ def test_paths_are_seen_from_the_file_they_are_in(
     ]
     assert recipe.data.validation.sources[0].source == str(here / "lib/e.txt")
     assert recipe.data.validation.sources[0].columns == {"source": "f"}
-    assert recipe.data.test[0].source == "builtin:shakespeare"
+    assert [source.source for source in recipe.data.test] == [
+        "builtin:shakespeare",
+        "https://example.org/h.txt",
+    ]
     assert recipe.evaluate.remember[0].source == str(here / "lib/g.txt")
     assert load_recipe(Path("lib/a.yaml"), ["data.test=h.txt"]).recipe.data.test[0].source == str(
         here / "h.txt"

@@ -90,6 +90,10 @@ REFUSED = [
     ("a: 1\nb: \x1b", "line 2: the character U+001B"),
     ('a: "\\ud800"', "line 1: a: text that holds a NUL character or half of a surrogate pair"),
     ('a: "\\0"', "line 1: a: text that holds a NUL character or half of a surrogate pair"),
+    ('a: 1\nb: "\\UFFFFFFFF"', "line 2: an escape or a version out of range"),
+    ('a: "\\U00110000"', "line 1: an escape or a version out of range"),
+    (f"%YAML 1.{'9' * 5000}\n---\na: 1", "line 1: an escape or a version out of range"),
+    ("--- !<%FF> a", "line 1: 'utf-8' codec can't decode byte 0xff"),
     ("%YAML 2.0\n---\na: 1", "line 1: found incompatible YAML document"),
 ]
 
@@ -197,7 +201,11 @@ def test_json_reads_as_itself(value: Any) -> None:
         assert parse(text.encode()).value == as_tuples(value)
 
 
-@given(st.text(st.sampled_from(list("ab01.:-?#&*!|>'\"%@`[]{},~<= \n\t\\e+_u😀\x85\ufeff\x00"))))
+pieces = [*"ab01.:-?#&*!|>'\"%@`[]{},~<= \n\t\\e+_u😀\x85\ufeff\x00", "---", "...", "<<", "%YAML "]
+pieces += ['"\\u', '"\\U00', "%TAG ! ", "!<", "FFFF", "9" * 30, "  - ", ": ", "\n  "]
+
+
+@given(st.lists(st.sampled_from(pieces), max_size=40).map("".join))
 @example("? |\n- :")
 @example("\ufeff\ufeff")
 def test_no_text_escapes(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ from peftkit.recipe.spelling import dotted, flow, nearest, shown
 PLACE = r"(line \d+|--set [\w.-]+): "
 OF_PYDANTIC = re.compile(r"[Ii]nput should|literal\[|constrained-|Section\b|valid (integer|number)")
 
-keys = st.sampled_from([*shape.owners(), *other_tools.KEYS, *other_tools.ADVICE]) | st.text(
-    max_size=3
-)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=3)
+keys = st.sampled_from([*shape.owners(), *other_tools.KEYS, *other_tools.ADVICE]) | texts
 words = st.sampled_from(
     ["auto", "lora", "full", "cosin", "many", "1_000", "2e-4", "true", "all", "random", "a.txt", ""]
 )
 scalars = st.none() | st.booleans() | st.integers(-2, 9) | st.floats(-1, 2, allow_nan=False) | words
 values = st.recursive(
-    scalars | st.text(max_size=3),
+    scalars | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=8,
 )
@@ -42,18 +40,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=300)
 @given(content=st.dictionaries(top_keys, values, max_size=6))
 def test_any_mistake_is_told_in_a_sentence(recipe: Path, content: dict[str, Any]) -> None:
-    """Only a `RecipeError` may come out, and each of its problems is one line with a place."""
-    recipe.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    with suppress(RecipeError):
-        load_recipe(recipe)
-        return
+    """Beside a mistake that is always there; each problem is one line with a place."""
+    recipe.write_text(json.dumps({**content, "a mistake": 1}, indent=1), encoding="utf-8")
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe)
-    for problem in caught.value.problems:
+    problems = caught.value.problems
+    assert sum("a mistake: unknown key; expected `name`" in problem for problem in problems) == 1
+    assert len(set(problems)) == len(problems)
+    for problem in problems:
         assert re.match(PLACE, problem)
         assert "\n" not in problem
         assert not OF_PYDANTIC.search(problem)
-    assert len(set(caught.value.problems)) == len(caught.value.problems)
 
 
 @pytest.mark.parametrize("ours", sorted(set(other_tools.KEYS.values())))
@@ -110,6 +107,10 @@ def test_a_label_of_pydantic_is_no_key() -> None:
 )
 def test_the_nearest_word(word: str, meant: str | None) -> None:
     assert nearest(word, ["rank", "alpha", "dropout"]) == meant
+
+
+def test_the_nearest_word_keeps_its_case() -> None:
+    assert nearest("readme", ["README", "LICENSE"]) == "README"
 
 
 @pytest.mark.parametrize(

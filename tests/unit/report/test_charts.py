@@ -80,6 +80,11 @@ def test_ten_thousand_steps_stay_small() -> None:
     assert len(drawing.cursor["steps"]) <= 1600  # type: ignore[arg-type]
 
 
+def test_thousands_of_points_are_thinned_too() -> None:
+    values = tuple(2 + math.sin(step) for step in range(5_000))
+    assert linear(drawn(line(*values, look="points"))).count('class="mark') <= 200
+
+
 def test_names_cannot_break_out() -> None:
     chart = Chart("loss", '"><script>', "<b>", (line(1.0, 2.0),))
     drawing = charts.draw(chart)
@@ -93,7 +98,7 @@ def test_ticks_are_few_round_and_inside(low: float, span: float, most: int) -> N
     high = low + span
     found = charts.ticks(low, high, most)
     assert len(found) <= most + 2
-    room = 1e-6 * (high - low) + 1e-12
+    room = 1e-6 * (high - low) + 1e-15 * abs(low)
     assert all(low - room <= tick <= high + room for tick in found)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from unit.report import folders
+import run_folders as folders
 
 from peftkit.report import comparison
 from peftkit.report.page import build_comparison

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.report import folders
+import run_folders as folders
 
 from peftkit.report import story
 from peftkit.report.facts import Change, Run
@@ -81,14 +81,13 @@ def test_without_intervals_the_change_is_still_told(tmp_path: Path) -> None:
 def test_every_baseline_stands_beside_the_adapter(tmp_path: Path) -> None:
     right, loss = story.comparisons(read(tmp_path))
     assert [bar.name for bar in right.bars] == [
-        "With the adapter",
+        "Adapter",
         "Base, untouched",
         "Linear head only",
         "From scratch",
     ]
     assert [bar.value for bar in loss.bars] == ["0.342", "4.151", "1.251", "1.961"]
-    assert "interval of the change from the base" in right.note
-    assert [bool(bar.reach) for bar in right.bars] == [True, False, False, False]
+    assert right.note == "Higher is better."
 
 
 def test_intervals_of_their_own_are_drawn_for_each(tmp_path: Path) -> None:
@@ -109,6 +108,16 @@ def test_steps_without_a_loss_are_told(tmp_path: Path) -> None:
     assert "2 steps had no finite loss (the first at step 45)." in story.curve_summary(
         read_run(run)
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(40, "Training loss fell"), (300, "Smoothed training")]
+)
+def test_a_mean_is_called_one(tmp_path: Path, steps: int, said: str) -> None:
+    facts = read_run(folders.write_run(tmp_path / "intents", steps=steps))
+    assert story.curve_summary(facts).startswith(said)
+    looks = [line.look for line in story.loss_lines(facts)]
+    assert looks == (["bold", "points"] if steps == 40 else ["thin", "bold", "points"])
 
 
 def test_the_best_validation_loss_is_told(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_metrics_of_the_task_come_first() -> None:
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0, "0 B"), (1023, "1020 B"), (1536, "1.5 KiB"), (612e6, "584 MiB"), (2**41, "2 TiB")],
+    [(0, "0 B"), (1023, "1,023 B"), (1536, "1.5 KiB"), (612e6, "584 MiB"), (2**41, "2 TiB")],
 )
 def test_sizes(value: float, said: str) -> None:
     assert wording.size(value) == said
