@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftkit.pipeline.api import finetune as finetune
-    from peftkit.pipeline.api import publish as publish
+    from peftkit.publish.publish import publish as publish
 
 __version__ = "0.1.0"
 
-LAZY = {"finetune": "peftkit.pipeline.api", "publish": "peftkit.pipeline.api"}
+LAZY = {"finetune": "peftkit.pipeline.api", "publish": "peftkit.publish.publish"}
 """Where each name is; nothing heavy is imported until one is used."""
 
 

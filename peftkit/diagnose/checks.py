@@ -27,6 +27,8 @@ SPIKE = 1.5
 """Ratio of a later loss to the first one from which training was unstable."""
 STILL_FALLING = 0.05
 """Share by which validation loss still fell between the last two evaluations."""
+WORTH_MORE = 0.02
+"""Nats per token below which a fall is not worth more steps, whatever its share."""
 
 
 def check_effect(metrics: Mapping[str, Any]) -> Finding:
@@ -116,7 +118,7 @@ def check_length(evaluations: Sequence[Mapping[str, Any]]) -> Finding | None:
         return None
     fall = 1 - trained[-1]["loss"] / trained[-2]["loss"]
     sentence = f"validation loss fell by {100 * fall:.1f} % between the last two evaluations"
-    if fall <= STILL_FALLING:
+    if fall <= STILL_FALLING or trained[-2]["loss"] - trained[-1]["loss"] < WORTH_MORE:
         return Finding("stopped-too-early", "ok", fall, STILL_FALLING, sentence)
     return Finding(
         "stopped-too-early",

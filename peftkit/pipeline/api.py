@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit.recipe.load import load_recipe
-from peftkit.report.record import hold
+from peftkit.report.holding import hold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from peftkit.pipeline.conclude import Run
-    from peftkit.publish.publish import Published
 
 
 def finetune(
@@ -21,26 +20,19 @@ def finetune(
     set: Mapping[str, Any] | None = None,  # noqa: A002 - named as the command line names it
     out: str | Path | None = None,
     fresh: bool = False,
+    allow_change: Sequence[str] = (),
 ) -> Run:
     """A finished run of the recipe: `.metrics`, `.findings`, `.adapter`, `.report`.
 
-    Goes on where an earlier, interrupted call with the same recipe and folder stopped.
+    Goes on where an earlier, interrupted call with the same recipe and folder stopped; keys in
+    `allow_change`, such as `train.steps`, may be other than the run began with.
     """
     from peftkit.pipeline.finetune import finetune as run_recipe
 
     overrides = [f"{key}={_as_text(value)}" for key, value in (set or {}).items()]
     loaded = load_recipe(Path(recipe), overrides)
     with hold(Path(out) if out else Path("runs") / loaded.recipe.name) as folder:
-        return run_recipe(loaded, folder, fresh=fresh)
-
-
-def publish(
-    run: str | Path, repo: str, *, public: bool = False, dry_run: bool = False
-) -> Published:
-    """The adapter of a run, checked and uploaded; with `dry_run`, the exact tree written here."""
-    from peftkit.publish.publish import publish as publish_run
-
-    return publish_run(Path(run), repo, public=public, dry_run=dry_run)
+        return run_recipe(loaded, folder, fresh=fresh, allow=allow_change)
 
 
 def _as_text(value: Any) -> str:

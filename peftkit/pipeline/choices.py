@@ -10,7 +10,7 @@ import torch
 from peftkit.data.batch import Layout, collate, make_update
 from peftkit.fast.loss import token_losses
 from peftkit.train.loop import accumulate
-from peftkit.train.threads import choose_threads, measure_threads
+from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,4 @@ def _choose_threads(recipe: Recipe, setup: Setup, layout: Layout, model: Any) ->
         model.zero_grad(set_to_none=True)
 
     measured = measure_threads(step)
-    if len(measured) == 1:
-        return next(iter(measured)), "all that this process may use"
-    shown = ", ".join(f"{1000 * s:.0f} ms with {count}" for count, s in sorted(measured.items()))
-    return choose_threads(measured), f"a step took {shown}"
+    return choose_threads(measured), explain_threads(measured)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.base.machine import peak_memory
 from peftkit.diagnose.diagnose import diagnose
 from peftkit.evaluate.compare import compare, judge
-from peftkit.pipeline.judge import Judged, opening
+from peftkit.pipeline.samples import gather_samples
 from peftkit.report.card import build_card
 from peftkit.report.page import write_report
 from peftkit.report.record import EVALUATIONS, STEPS
@@ -16,6 +16,7 @@ from peftkit.report.record import EVALUATIONS, STEPS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from peftkit.pipeline.judge import Judged
     from peftkit.pipeline.setup import Setup
     from peftkit.recipe.schema import Recipe
     from peftkit.report.record import RunFolder
@@ -47,10 +48,10 @@ def read_run(run: RunFolder) -> Run:
 
 def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after: Judged) -> Run:
     """Write metrics, findings, samples, report and card of a run whose adapter is saved."""
-    last = run.lines(STEPS)[-1]["step"]
+    last = run.read("plan.json")["steps"]
     run.append(EVALUATIONS, {"step": last, "loss": after.sets["validation"].rows.per_token})
     run.write("metrics.json", gather_metrics(run, recipe, before, after))
-    run.write("samples.json", _samples(recipe, setup, before, after))
+    run.write("samples.json", gather_samples(recipe, setup, before, after))
     run.write("findings.json", [finding.facts for finding in diagnose(run)])
     write_report(run.path)
     run.write("adapter/README.md", build_card(run.path))
@@ -89,33 +90,3 @@ def _speed(run: RunFolder) -> dict[str, Any]:
         "tokens": tokens,
         "peak_memory_bytes": peak_memory(),
     }
-
-
-def _samples(recipe: Recipe, setup: Setup, before: Judged, after: Judged) -> list[dict[str, Any]]:
-    examples = after.shown.examples[: recipe.evaluate.samples]
-    if not after.shown.answers:
-        return [
-            {
-                "where": example.where,
-                "prompt": setup.tokenizer.decode(opening(example), skip_special_tokens=True),
-                "expected": None,
-                "before": old.text,
-                "after": new.text,
-                "right": None,
-            }
-            for example, old, new in zip(
-                examples, before.continuations, after.continuations, strict=True
-            )
-        ]
-    answers = zip(examples, before.shown.answers, after.shown.answers, strict=False)
-    return [
-        {
-            "where": example.where,
-            "prompt": example.prompt,
-            "expected": example.answer,
-            "before": old.text,
-            "after": new.text,
-            "right": new.text.strip() == (example.answer or "").strip(),
-        }
-        for example, old, new in answers
-    ]

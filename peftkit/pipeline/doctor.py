@@ -19,7 +19,7 @@ from peftkit.data.rows import Intake, Row
 from peftkit.recipe.sections.adapter import LoraSection
 from peftkit.recipe.sections.base import BaseSection
 from peftkit.train.loop import accumulate
-from peftkit.train.threads import choose_threads, measure_threads
+from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,10 +84,7 @@ def _threads() -> Ability:
 
     measured = measure_threads(step)
     torch.set_num_threads(before)
-    if len(measured) == 1:
-        return Ability("threads", str(next(iter(measured))), "OMP_NUM_THREADS allows no more")
-    shown = ", ".join(f"{1000 * s:.0f} ms with {count}" for count, s in sorted(measured.items()))
-    return Ability("threads", str(choose_threads(measured)), f"a small step took {shown}")
+    return Ability("threads", str(choose_threads(measured)), explain_threads(measured))
 
 
 def _quantization() -> Ability:

@@ -1,0 +1,69 @@
+"""Every recipe that ships is valid, says how to run it, and promises only what was measured."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftkit.recipe.load import load_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+HEADER = ("Run", "Needs", "Expect")
+
+
+def newest_result(question: str) -> dict[str, Any]:
+    results = sorted((REPOSITORY / "benchmarks" / question / "results").glob("*.json"))
+    assert results, f"benchmarks/{question} has no result"
+    found: dict[str, Any] = json.loads(results[-1].read_text())["measured"]
+    return found
+
+
+def header(path: Path) -> dict[str, str]:
+    lines = re.findall(r"(?m)^# (Run|Needs|Expect): +(.+)$", path.read_text())
+    return dict(lines)
+
+
+def test_the_recipes_are_where_they_should_be() -> None:
+    assert len(RECIPES) >= 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_is_valid_and_says_how_to_run_it(path: Path) -> None:
+    load_recipe(path)
+    found = header(path)
+    assert sorted(found) == sorted(HEADER)
+    assert found["Run"] == f"peftkit finetune {path.relative_to(REPOSITORY)}"
+    assert found["Expect"] == "not measured" or "benchmarks/" in found["Expect"]
+
+
+def test_the_quickstart_promises_what_was_measured() -> None:
+    summary = newest_result("quickstart")["summary"]
+    expect = header(REPOSITORY / "recipes/quickstart.yaml")["Expect"]
+    promised = [float(number) for number in re.findall(r"(\d+\.\d)(?: %|\]| …| over)", expect)]
+    adapted = summary["adapted_exact_match"]
+    measured = [summary["base_exact_match"]["median"], adapted["median"]]
+    measured += [adapted["low"], adapted["high"]]
+    assert promised == [round(100 * figure, 1) for figure in measured]
+    assert summary["base_exact_match"]["high"] <= 0.10
+    assert adapted["low"] >= 0.80
+
+
+def test_the_embedded_base_promises_what_was_measured() -> None:
+    measured = newest_result("builtin_base")
+    random, trained = measured["random"]["loss"], measured["trained"]["loss"]
+    expect = header(REPOSITORY / "recipes/pretrain/builtin-tiny.yaml")["Expect"]
+    card = (REPOSITORY / "peftkit/base/tiny/README.md").read_text()
+    for text in (expect, card):
+        assert f"{random:.3f}" in text
+        assert f"{trained:.3f}" in text
+    assert f"{measured['trained']['loss_per_byte']:.3f} per byte" in card
+    assert trained < random / 2
+
+
+def test_the_readme_shows_the_output_that_was_measured() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    first = newest_result("quickstart")["runs"][0]
+    assert first["verdict"] in readme
