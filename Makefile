@@ -11,7 +11,7 @@ SPREAD := -n $(WORKERS) --dist loadfile
 CHROMIUM := for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-browser bench
+.PHONY: help quickstart test check test-browser faults bench
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-browser: $(VENV)/installed-test ## install Debian's Chromium where it is mi
 	    && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core; \
 	} || { printf 'error: no chromium on this machine\n\nhint: `apt-get install chromium` as root\n' >&2; exit 1; }
 	PEFTKIT_TEST_BROWSER=required $(PYTEST) -m browser
+
+faults: $(VENV)/installed-test ## interrupt, damage and starve runs in every way there is: the full set of the fault tests
+	$(PYTEST) tests/faults -m "faults or not faults"
 
 bench: $(VENV)/installed-test ## run the benchmarks; QUESTION=<folder> runs one
 	@for script in benchmarks/$(QUESTION)/run.py; do echo "$$script" && $(BIN)/python "$$script" || exit; done

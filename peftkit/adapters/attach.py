@@ -78,11 +78,14 @@ def _transposed(model: Any, targets: list[str]) -> bool:
 
 
 def _refuse_too_wide(model: Any, targets: list[str], rank: int) -> None:
-    for name, layer in linear_layers(model).items():
-        meant = any(means(target, name) for target in targets)
-        if meant and rank > min(layer.weight.shape):
-            rows, columns = layer.weight.shape
-            raise RecipeError(
-                f"adapter.rank: {rank} is above what `{name}` ({rows} × {columns}) can hold",
-                hint=f"`--set adapter.rank={min(layer.weight.shape)}` or less",
-            )
+    shapes = {
+        name: tuple(layer.weight.shape)
+        for name, layer in linear_layers(model).items()
+        if any(means(target, name) for target in targets)
+    }
+    name, shape = min(shapes.items(), key=lambda item: min(item[1]))
+    if rank > min(shape):
+        raise RecipeError(
+            f"adapter.rank: {rank} is above what `{name}` ({shape[0]} × {shape[1]}) can hold",
+            hint=f"`--set adapter.rank={min(shape)}` or less",
+        )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.verify import module_shapes, verify_adapter
+from peftkit.adapters.weights_file import write_weights
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
+from peftkit.report.durable import whole_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 PEFT_WEIGHTS = "adapter_model.safetensors"
 CHANGED_WEIGHTS = "delta.safetensors"
 CONFIG = "adapter_config.json"
-READABLE = 0o644
+ROOM = 65_536
+"""Bytes for the names in the weights and for the configuration."""
 
 
 def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> None:
-    """Write the adapter to `folder`, whole or not at all."""
-    building = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
-    building.mkdir(parents=True)
-    if isinstance(model, PeftModel):
-        _save_peft(model, building, origin)
-    else:
-        _save_changed(model, building, origin, method)
-    for path in building.iterdir():
-        path.chmod(READABLE)
-    if folder.exists():
-        shutil.rmtree(folder)
-    building.rename(folder)
+    """Write the adapter to `folder`, whole or not at all.
+
+    Raises:
+        RunError: a weight is not finite.
+        WriteError: it could not be written; an adapter that was there still is.
+    """
+    needed = sum(p.numel() * p.element_size() for p in trainable(model).values()) + ROOM
+    with whole_folder(folder, needed) as building:
+        if isinstance(model, PeftModel):
+            _save_peft(model, building, origin)
+        else:
+            _save_changed(model, building, origin, method)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
@@ -52,8 +53,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 def _save_peft(model: PeftModel, folder: Path, origin: Origin) -> None:
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    write_weights(weights, folder / PEFT_WEIGHTS, {"format": "pt"})
     config = model.peft_config[model.active_adapter]
     config.inference_mode = True
     config.base_model_name_or_path = origin.name
@@ -62,8 +62,7 @@ def _save_peft(model: PeftModel, folder: Path, origin: Origin) -> None:
 
 
 def _save_changed(model: Any, folder: Path, origin: Origin, method: str) -> None:
-    tensors = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
-    save_file(tensors, folder / CHANGED_WEIGHTS, metadata={"format": "pt"})
+    write_weights(trainable(model), folder / CHANGED_WEIGHTS, {"format": "pt"})
     values = {
         "peft_type": method.upper(),
         "task_type": "CAUSAL_LM",

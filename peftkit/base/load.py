@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from peftkit.base.finite import first_not_finite
 from peftkit.base.locate import GENERATION, Origin, locate, read_json
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
@@ -74,7 +75,7 @@ def load_tokenizer(origin: Origin) -> Any:
     """The base's own tokenizer."""
     try:
         return AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise InputError(
             f"`{origin.name}` has no tokenizer that can be read: {_first_line(problem)}",
             hint="a model folder holds tokenizer.json and tokenizer_config.json beside config.json",
@@ -126,6 +127,11 @@ def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
         raise InputError(
             f"`{origin.name}` lacks {len(missing)} tensors of its own model, e.g. `{missing[0]}`",
             hint="with made-up values in their place every result would be wrong",
+        )
+    if name := first_not_finite(model.named_parameters()):
+        raise InputError(
+            f"`{origin.name}` holds numbers that are not finite, e.g. in `{name}`",
+            hint="its weights may be damaged; compare their checksums with the original's",
         )
     return model
 

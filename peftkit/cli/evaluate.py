@@ -15,14 +15,20 @@ from peftkit.recipe.load import load_recipe
 @click.argument("target")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Whose rows to use.")
 @click.option("--data", multiple=True, metavar="FILE", help="Rows to use; may be repeated.")
-@click.option("--metrics", help="Comma-separated: loss, exact_match.")
+@click.option(
+    "--metrics",
+    "metrics",
+    multiple=True,
+    type=click.Choice(["loss", "exact_match"]),
+    help="What to measure; may be repeated.",
+)
 @adapter_option
 @json_option
 def command(
     target: str,
     recipe: Path | None,
     data: tuple[str, ...],
-    metrics: str | None,
+    metrics: tuple[str, ...],
     adapters: tuple[str, ...],
     *,
     as_json: bool,
@@ -36,7 +42,7 @@ def command(
         recipe=loaded.recipe if loaded else None,
         data=data,
         adapters=adapters,
-        metrics=tuple(name.strip() for name in metrics.split(",")) if metrics else (),
+        metrics=metrics,
     )
     if as_json:
         output.show_json(found)

@@ -9,8 +9,9 @@ import click
 
 from peftkit.cli import output
 from peftkit.cli.watching import Terminal
+from peftkit.pipeline.signals import listen
 from peftkit.recipe.load import load_recipe
-from peftkit.report.record import hold
+from peftkit.report.holding import hold
 
 if TYPE_CHECKING:
     from peftkit.pipeline.conclude import Run
@@ -24,9 +25,23 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/<name>].")
 @click.option("--dry-run", is_flag=True, help="Do everything up to the first step, then stop.")
 @click.option("--fresh", is_flag=True, help="Ignore an earlier run in the folder.")
+@click.option(
+    "--allow-change",
+    "allow",
+    multiple=True,
+    metavar="KEY",
+    help="Go on although KEY is not what the run began with: a recipe key such as "
+    "`train.steps`, or `data` or `base`; lock.json records it. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
 @click.option("--quiet", is_flag=True, help="Say nothing but the result.")
-def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, **flags: bool) -> None:
+def command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    allow: tuple[str, ...],
+    **flags: bool,
+) -> None:
     """Train an adapter as RECIPE says, and say whether it worked.
 
     The same command goes on where an interrupted run stopped.
@@ -34,7 +49,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, **flags:
     loaded = load_recipe(recipe, overrides)
     folder = out or Path("runs") / loaded.recipe.name
     watch = Terminal(quiet=flags["quiet"])
-    with hold(folder) as run:
+    with listen(), hold(folder) as run:
         watch.say(
             f"{loaded.recipe.name}: {loaded.recipe.adapter.method} on "
             f"{loaded.recipe.base.model}, in {folder}"
@@ -42,10 +57,10 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None, **flags:
         from peftkit.pipeline.finetune import finetune, prepare
 
         if flags["dry_run"]:
-            prepare(loaded, run, fresh=flags["fresh"])
+            prepare(loaded, run, fresh=flags["fresh"], allow=allow)
             _show_plan(run.read("plan.json"), as_json=flags["as_json"])
             return
-        done = finetune(loaded, run, fresh=flags["fresh"], watch=watch)
+        done = finetune(loaded, run, fresh=flags["fresh"], allow=allow, watch=watch)
     if flags["as_json"]:
         output.show_json(done.metrics)
     else:
@@ -88,7 +103,7 @@ def _show_result(run: Run) -> None:
 def _show_sample(run: Run) -> None:
     if not run.samples:
         return
-    sample = next((s for s in run.samples if s["right"]), run.samples[0])
+    sample = run.samples[0]
     output.show("")
     for name in ("prompt", "before", "after"):
         text = " ".join(sample[name].split())

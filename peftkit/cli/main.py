@@ -42,7 +42,7 @@ Start with:
   peftkit finetune quickstart.yaml
 """
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class LazyGroup(Group):

@@ -23,7 +23,8 @@ def command(folder: Path, *, as_json: bool) -> None:
         raise RecipeError(
             f"no folder `{folder}`", hint="`peftkit finetune recipes/quickstart.yaml` makes one"
         )
-    found = sorted(folder.rglob("recipe.resolved.json"), key=_changed, reverse=True)
+    resolved = (path.with_name("recipe.resolved.json") for path in folder.rglob("recipe.yaml"))
+    found = sorted(filter(Path.exists, resolved), key=_changed, reverse=True)
     described = [_describe(path.parent) for path in found]
     if as_json:
         output.show_json(described)

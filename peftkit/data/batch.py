@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -32,12 +32,14 @@ class Batch:
     positions: Tensor | None
     """None when every row is one document, whose places count up from 0."""
     real_tokens: int
+    lengths: tuple[int, ...] | None = None
+    """Of the documents, where the batch is one flat row of them; else None."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         positions = None if self.positions is None else self.positions.to(device)
         inputs, targets = self.inputs.to(device), self.targets.to(device)
-        return Batch(inputs, targets, positions, self.real_tokens)
+        return Batch(inputs, targets, positions, self.real_tokens, self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,12 @@ class Layout:
     packing: bool
     micro_rows: int
     pad_id: int
+    flat: bool = False
+    """One row a micro-batch, with neither padding nor mask: for a model that `varlen.enable` has
+    switched on. `packing` and `micro_rows` then say nothing.
+    """
+    micro_tokens: int = 0
+    """Most tokens of a flat row, or those of the update's longest document where it has more."""
 
 
 def stream_updates(
@@ -74,20 +82,25 @@ def stream_updates(
 
 
 def make_update(documents: Sequence[Example], layout: Layout) -> Update:
-    """One update from its documents, packed or one a row, in micro-batches."""
-    if layout.packing:
-        lengths = [document.length for document in documents]
+    """One update from its documents: flat, packed or one a row, in micro-batches."""
+    lengths = [document.length for document in documents]
+    if layout.flat:
+        bins = pack(lengths, max(layout.micro_tokens, *lengths))
+    elif layout.packing:
         # No row is wider than the longest document: attention costs the square of the width.
         bins = pack(lengths, max(lengths))
     else:
         bins = [[index] for index in range(len(documents))]
     rows = [[documents[index] for index in row] for row in bins]
-    batches = tuple(
-        collate(rows[first : first + layout.micro_rows], layout.pad_id)
-        for first in range(0, len(rows), layout.micro_rows)
-    )
+    batches = [flatten(row) for row in rows] if layout.flat else _collate_all(rows, layout)
     trained = sum(document.trained_tokens for document in documents)
-    return Update(batches, trained, sum(batch.real_tokens for batch in batches))
+    return Update(tuple(batches), trained, sum(batch.real_tokens for batch in batches))
+
+
+def flatten(documents: Sequence[Example]) -> Batch:
+    """Documents end to end in one row, with their lengths and no padding."""
+    row = collate([documents], pad_id=0)
+    return replace(row, lengths=tuple(document.length for document in documents))
 
 
 def collate(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
@@ -115,6 +128,13 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         None if alone else torch.from_numpy(positions),
         real,
     )
+
+
+def _collate_all(rows: Sequence[Sequence[Example]], layout: Layout) -> list[Batch]:
+    return [
+        collate(rows[first : first + layout.micro_rows], layout.pad_id)
+        for first in range(0, len(rows), layout.micro_rows)
+    ]
 
 
 def _at(place: int, count: int, seed: int) -> int:

@@ -40,10 +40,12 @@ def encode_chat(turns: list[Any], tokenizer: Any, stops: frozenset[int]) -> Chat
             continue
         before = _render(turns[:number], tokenizer, ask=True)
         after = _render(turns[: number + 1], tokenizer, ask=False)
-        if full[: len(after)] == after and after[: len(before)] == before:
-            stop = _stop(full, len(before), len(after), stops)
-        else:
-            stop = _stop_when_rewritten(full, before, turn["content"], tokenizer, stops)
+        alike = full[: len(after)] == after and after[: len(before)] == before
+        stop = (
+            _stop(full, len(before), len(after), stops)
+            if alike
+            else _stop_when_rewritten(full, before, turn["content"], tokenizer, stops)
+        )
         if stop is None:
             raise ChatError(
                 f"turn {number + 1}: the chat template renders it differently when turns follow"

@@ -93,18 +93,29 @@ def prepare_data(section: DataSection, tokenizer: Any, stops: frozenset[int]) ->
     if isinstance(section.validation, SplitSection):
         kept, held = split_rows(train.examples, section.validation.fraction)
         validation = Dataset(held)
+        if kept and not held:
+            raise InputError(
+                "no row can be held out for validation: all training rows say the same",
+                hint="add rows, or name a source under `data.validation`",
+            )
         train = Dataset(kept, train.skipped, train.dropped)
     else:
         validation = read_set("validation", section.validation.sources, section.bad_rows, encoder)
     test = read_set("test", section.test, section.bad_rows, encoder) if section.test else None
-    _refuse_empty(train, "training")
+    for found, what in ((train, "training"), (validation, "validation"), (test, "test")):
+        if found is not None:
+            _refuse_empty(found, what)
     sets = {"validation": validation.examples} | ({"test": test.examples} if test else {})
     kept_sets, leakage = settle_leaks(section.leakage, train.examples, sets)
     validation = Dataset(kept_sets["validation"], validation.skipped, validation.dropped)
     if test:
         test = Dataset(kept_sets["test"], test.skipped, test.dropped)
-        _refuse_empty(test, "test")
-    _refuse_empty(validation, "validation")
+    for name, examples in kept_sets.items():
+        if not examples:
+            raise InputError(
+                f"every {name} row is also trained on, so `data.leakage: remove` leaves none",
+                hint="take other rows to judge by",
+            )
     return Data(train, validation, test, leakage)
 
 

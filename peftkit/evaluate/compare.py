@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from peftkit.evaluate.evaluation import Evaluation
 
+FEWEST = 20
+"""Rows below which an interval from resampling is too narrow to be believed."""
 RESAMPLES = 2000
 COVERAGE = 0.95
 
@@ -60,13 +62,16 @@ def judge(difference: Mapping[str, Mapping[str, Mapping[str, float]]], rows: int
     if helped == "unclear" and name == "exact_match" and change["change"] == 0:
         name, change = "loss", figures["loss"]  # no answer changed; the loss may still tell
         helped = _direction(change, better=-1)
+    if rows < FEWEST:
+        helped = "unclear"
     say = _say_answers if name == "exact_match" else _say_loss
     opening = {
         "yes": "the adapter helped",
         "no": "the adapter made it worse",
         "unclear": "no clear effect",
     }[helped]
-    return {"helped": helped, "sentence": f"{opening}: {say(change, rows, where)}"}
+    few = f"; {rows} are too few to be sure, {FEWEST} would do" if rows < FEWEST else ""
+    return {"helped": helped, "sentence": f"{opening}: {say(change, rows, where)}{few}"}
 
 
 def _direction(change: Mapping[str, float], *, better: int) -> str:

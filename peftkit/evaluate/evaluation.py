@@ -11,6 +11,7 @@ import numpy as np
 from peftkit.errors import RecipeError
 from peftkit.evaluate.generation import answer_all, is_repetitive, prompt_of, room_for
 from peftkit.evaluate.losses import RowLosses, choose_rows, measure_losses
+from peftkit.fast.loss import token_losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from peftkit.data.example import Example
     from peftkit.evaluate.generation import Answer
+    from peftkit.evaluate.losses import LossesFunction
     from peftkit.recipe.sections.evaluate import EvaluateSection
 
 SHORT_ANSWER = 64
@@ -69,10 +71,11 @@ def evaluate_set(
     *,
     pad_id: int,
     stops: frozenset[int],
+    losses_of: LossesFunction = token_losses,
 ) -> Evaluation:
     """The model on the chosen rows of a set, the same rows whichever model it is."""
     chosen = choose_rows(examples, section.rows)
-    rows = measure_losses(model, chosen, tokenizer, pad_id)
+    rows = measure_losses(model, chosen, tokenizer, pad_id, losses_of=losses_of)
     if not wants_answers(chosen, section):
         return Evaluation(chosen, rows)
     prompts = [prompt_of(example) for example in chosen]

@@ -12,11 +12,16 @@ from peftkit.data.batch import collate
 from peftkit.fast.loss import token_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
+    from peftkit.data.batch import Batch
     from peftkit.data.example import Example
+
+    LossesFunction = Callable[[Any, Batch], Tensor]
+    """Losses of each position of a batch: the plain ones, or a fast path that equals them."""
 
 BATCH_TOKENS = 4096
 """Padded tokens a forward pass; memory stays far below a training step's."""
@@ -51,7 +56,12 @@ def choose_rows(examples: Sequence[Example], limit: int) -> list[Example]:
 
 @torch.inference_mode()
 def measure_losses(
-    model: Any, examples: Sequence[Example], tokenizer: Any, pad_id: int
+    model: Any,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    pad_id: int,
+    *,
+    losses_of: LossesFunction = token_losses,
 ) -> RowLosses:
     """Loss of every example on its trained tokens, with the model as it stands."""
     model.eval()
@@ -59,7 +69,7 @@ def measure_losses(
     losses = np.zeros(len(examples), np.float64)
     for indices in batches_by_length([example.length for example in examples], BATCH_TOKENS):
         batch = collate([[examples[index]] for index in indices], pad_id).to(device)
-        losses[indices] = token_losses(model, batch).double().sum(dim=1).cpu().numpy()
+        losses[indices] = losses_of(model, batch).double().sum(dim=1).cpu().numpy()
     return RowLosses(
         losses,
         np.array([example.trained_tokens for example in examples], np.int64),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.functional import cross_entropy
 
 from peftkit.data.example import IGNORED
+from peftkit.fast.varlen import attending
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +25,11 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
 
     No attention mask is passed: padding stands last, where causal attention never looks, and
     documents that share a row are told apart by their positions (with the cache off, without
-    which transformers would not look for them).
+    which transformers would not look for them), or by their lengths in a flat row.
     """
     places = {} if batch.positions is None else {"position_ids": batch.positions}
-    logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
+    with attending(model, batch.lengths):
+        logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
     return cross_entropy(
         logits.float().flatten(0, 1),
         batch.targets.flatten(),

@@ -53,8 +53,8 @@ def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after
     run.write("metrics.json", gather_metrics(run, recipe, before, after))
     run.write("samples.json", gather_samples(recipe, setup, before, after))
     run.write("findings.json", [finding.facts for finding in diagnose(run)])
-    write_report(run.path)
     run.write("adapter/README.md", build_card(run.path))
+    write_report(run.path)
     return read_run(run)
 
 

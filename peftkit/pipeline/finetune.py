@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.adapters.attach import attach, base_only
+from peftkit.adapters.attach import attach, base_only, trainable
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
-from peftkit.data.batch import Layout
-from peftkit.pipeline.choices import Choices, make_choices
+from peftkit.fast.paths import restore_paths
+from peftkit.pipeline.choices import Choices, keep_choices, make_choices
 from peftkit.pipeline.conclude import conclude, read_run
 from peftkit.pipeline.identity import (
+    changed_versions,
+    find_changes,
     identify,
     refuse_another,
-    refuse_changed,
+    refuse_fewer_steps,
     write_lock,
     write_recipe,
 )
@@ -27,13 +29,17 @@ from peftkit.pipeline.signals import listen
 from peftkit.pipeline.steps import Job, take_steps
 from peftkit.pipeline.watch import Silent
 from peftkit.report.record import EVALUATIONS, check_space
+from peftkit.train.checkpoint import check_fit, newest_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from peftkit.pipeline.conclude import Run
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.watch import Watch
     from peftkit.recipe.load import LoadedRecipe
     from peftkit.report.record import RunFolder
+    from peftkit.train.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,62 +49,106 @@ class Prepared:
     setup: Setup
     plan: Plan
     identity: dict[str, Any]
+    checkpoint: Checkpoint | None
+    """What the run goes on from."""
+    damaged: list[str]
+    """Newer checkpoints, and what is wrong with each."""
+    changes: list[dict[str, Any]]
+    """What is allowed to be other than the run began with, and is."""
 
 
-def prepare(loaded: LoadedRecipe, run: RunFolder, *, fresh: bool = False) -> Prepared:
-    """Check recipe, base, data and disk, and write down what will happen."""
+def prepare(
+    loaded: LoadedRecipe, run: RunFolder, *, fresh: bool = False, allow: Sequence[str] = ()
+) -> Prepared:
+    """Check recipe, base, data, disk and earlier saves, and write down what will happen."""
     if fresh:
         run.clear()
-    refuse_another(run, loaded.recipe)
+    refuse_another(run, loaded.recipe, allow)
     setup = set_up(loaded.recipe)
     identity = identify(loaded.recipe, setup)
-    refuse_changed(run, identity)
+    damaged: list[str] = []
+    checkpoint = newest_checkpoint(run.checkpoints, damaged)
+    changes = find_changes(run, loaded.recipe, identity, checkpoint, allow)
     plan = make_plan(loaded.recipe, setup)
-    check_space(run.path, plan.disk_bytes)
-    write_recipe(run, loaded)
+    if checkpoint is not None:
+        refuse_fewer_steps(checkpoint, plan.steps)
+    check_space(run, plan.disk_bytes)
+    if not changes:  # else not before `lock.json` says so
+        write_recipe(run, loaded)
     run.write("data.json", setup.data.facts)
     run.write("plan.json", plan.facts)
-    return Prepared(setup, plan, identity)
+    return Prepared(setup, plan, identity, checkpoint, damaged, changes)
 
 
 def finetune(
-    loaded: LoadedRecipe, run: RunFolder, *, fresh: bool = False, watch: Watch | None = None
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    *,
+    fresh: bool = False,
+    allow: Sequence[str] = (),
+    watch: Watch | None = None,
 ) -> Run:
     """Train the recipe's adapter in `run`, or go on where it stopped, and say if it helped."""
     watch = watch or Silent()
     recipe = loaded.recipe
     with listen() as requests:
-        prepared = prepare(loaded, run, fresh=fresh)
+        prepared = prepare(loaded, run, fresh=fresh, allow=allow)
         setup, plan = prepared.setup, prepared.plan
-        if run.finished:
+        if run.finished and not prepared.changes:
             watch.say(f"`{run.path}` is finished; `--fresh` would start over")
             return read_run(run)
+        _say_what_is_there(prepared, watch)
         base = load_base(recipe.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
         model = attach(base.model, recipe.adapter, seed=recipe.seed)
+        if prepared.checkpoint is not None:
+            check_fit(prepared.checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model)
         torch.set_num_threads(choices.threads)
+        paths = restore_paths(model, head=choices.head)
         watch.say(f"packing is {_on(choices.packing)}: {choices.why['packing']}")
+        watch.say(f"frozen-head loss is {_on(choices.head)}: {choices.why['head']}")
         watch.say(f"{choices.threads} CPU thread(s): {choices.why['threads']}")
         with base_only(model):
-            before = evaluate_all(model, setup, recipe, watch)
+            before = evaluate_all(model, setup, recipe, paths, watch)
         if not run.lines(EVALUATIONS):
             run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
-        layout = Layout(choices.packing, choices.micro_rows, setup.pad_id)
-        job = Job(recipe, setup, run, plan.steps, layout, prepared.identity)
+        layout = choices.lay_out(setup.pad_id)
+        job = Job(
+            recipe,
+            setup,
+            run,
+            plan.steps,
+            layout,
+            paths,
+            prepared.identity,
+            prepared.checkpoint,
+        )
         take_steps(model, job, requests, watch)
-        save_adapter(model, run.adapter, setup.origin, method=recipe.adapter.method)
-        after = evaluate_all(model, setup, recipe, watch)
+        with requests.deferred("the adapter is saved; its evaluation is left"):
+            save_adapter(model, run.adapter, setup.origin, method=recipe.adapter.method)
+        after = evaluate_all(model, setup, recipe, paths, watch)
         return conclude(run, recipe, setup, before, after)
 
 
 def _settle(loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any) -> Choices:
     """The choices of the earlier part of this run, or new ones, written down before any step."""
     lock = run.read("lock.json")
-    if lock is not None:
-        return Choices(**lock["choices"])
+    if lock is not None and not prepared.changes:
+        return keep_choices(lock["choices"], model, loaded.recipe)
     choices = make_choices(loaded.recipe, prepared.setup, prepared.plan, model)
-    write_lock(run, prepared.identity, choices)
+    run.reopen()
+    write_lock(run, prepared.identity, choices, prepared.changes)
+    write_recipe(run, loaded)
     return choices
+
+
+def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
+    for problem in prepared.damaged:
+        watch.say(f"skipped a damaged checkpoint: {problem}")
+    for change in prepared.changes:
+        watch.say(f"allowed to change: {'; '.join(change['changes'])}")
+    if prepared.checkpoint is not None and (others := changed_versions(prepared.checkpoint)):
+        watch.say(f"the last digits may differ from now on: {', '.join(others)}")
 
 
 def _on(value: bool) -> str:  # noqa: FBT001 - a word for a truth value

@@ -76,7 +76,8 @@ def encode_turns(target: Target, turns: Sequence[dict[str, str]]) -> list[int]:
     tokenizer = target.base.tokenizer
     if tokenizer.chat_template is None:
         raise RecipeError(
-            f"`{target.base.origin.name}` has no chat template", hint="`--raw` goes without one"
+            f"`{target.base.origin.name}` has no chat template",
+            hint="`peftkit generate TARGET --raw` goes without one",
         )
     encoded = tokenizer.apply_chat_template(
         list(turns), add_generation_prompt=True, return_dict=True

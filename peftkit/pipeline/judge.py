@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from peftkit.data.example import Example
+    from peftkit.fast.paths import Paths
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.watch import Watch
     from peftkit.recipe.schema import Recipe
@@ -40,7 +41,7 @@ class Judged:
         return self.sets.get("test", self.sets["validation"])
 
 
-def evaluate_all(model: Any, setup: Setup, recipe: Recipe, watch: Watch) -> Judged:
+def evaluate_all(model: Any, setup: Setup, recipe: Recipe, paths: Paths, watch: Watch) -> Judged:
     """The model on validation, test and remembered rows; the same rows at every call."""
     sets = {"validation": setup.data.validation}
     if setup.data.test is not None:
@@ -55,8 +56,9 @@ def evaluate_all(model: Any, setup: Setup, recipe: Recipe, watch: Watch) -> Judg
             recipe.evaluate,
             pad_id=setup.pad_id,
             stops=setup.stops,
+            losses_of=paths.each,
         )
-    remember = _remember(model, setup, recipe)
+    remember = _remember(model, setup, recipe, paths)
     shown = judged.get("test", judged["validation"])
     continuations = [] if shown.answers else _continue(model, setup, recipe, shown.examples)
     return Judged(judged, remember, continuations)
@@ -68,13 +70,13 @@ def opening(example: Example) -> list[int]:
     return ids
 
 
-def _remember(model: Any, setup: Setup, recipe: Recipe) -> dict[str, float]:
+def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[str, float]:
     losses = {}
     for source in recipe.evaluate.remember:
         encoder = setup.encoder(recipe.data)
         found = read_set("remember", (source,), recipe.data.bad_rows, encoder)
         chosen = choose_rows(found.examples, recipe.evaluate.rows)
-        rows = measure_losses(model, chosen, setup.tokenizer, setup.pad_id)
+        rows = measure_losses(model, chosen, setup.tokenizer, setup.pad_id, losses_of=paths.each)
         losses[chosen[0].source] = rows.per_token
     return losses
 

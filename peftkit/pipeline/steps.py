@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.attach import trainable
+from peftkit.base.machine import describe_versions
 from peftkit.data.batch import Layout, stream_updates
 from peftkit.evaluate.losses import choose_rows, measure_losses
-from peftkit.pipeline.signals import stopped
+from peftkit.pipeline.signals import Interrupted, stopped
 from peftkit.report.record import EVALUATIONS, STEPS
-from peftkit.train.checkpoint import newest_checkpoint, restore, save_checkpoint
+from peftkit.train.checkpoint import restore, save_checkpoint
 from peftkit.train.loop import train
 from peftkit.train.optimizer import make_optimizer
 from peftkit.train.schedule import learning_rate
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
     import torch
 
+    from peftkit.fast.paths import Paths
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.signals import Requests
     from peftkit.pipeline.watch import Watch
     from peftkit.recipe.schema import Recipe
     from peftkit.report.record import RunFolder
+    from peftkit.train.checkpoint import Checkpoint
     from peftkit.train.loop import Step
 
 
@@ -38,7 +42,10 @@ class Job:
     run: RunFolder
     steps: int
     layout: Layout
+    paths: Paths
     identity: Mapping[str, Any]
+    start: Checkpoint | None = None
+    """Where an earlier part of the run stopped."""
 
 
 def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
@@ -46,22 +53,21 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
     parameters = trainable(model)
     optimizer = make_optimizer(parameters, weight_decay=job.recipe.train.weight_decay)
     done = _resume(job, parameters, optimizer, watch)
-    requests.between_steps = True
-    with watch.progress(job.steps, "training") as show:
+    if done and not any(line["step"] == done for line in job.run.lines(EVALUATIONS)):
+        _evaluate_if_due(model, job, done)  # it was cut short by what stopped the run
+    finished = "every step is taken and saved; the evaluation is left"
+    with requests.deferred(finished), watch.progress(job.steps, "training") as show:
         for step in _steps(model, job, optimizer, done):
             job.run.append(STEPS, asdict(step))
             pace = step.tokens / max(step.seconds, 1e-9)
             show(step.step, loss=step.loss, tokens_per_second=pace)
+            with suppress(Interrupted), requests.at_once():
+                _evaluate_if_due(model, job, step.step)
             last = step.step == job.steps
-            if not last and step.step % job.recipe.evaluate.every == 0:
-                _evaluate(model, job, step.step)
             if last or requests.number or step.step % job.recipe.train.save_every == 0:
                 _save(job, step.step, parameters, optimizer)
             if requests.number and not last:
                 raise stopped(requests.number, f"step {step.step} of {job.steps} is saved")
-    requests.between_steps = False
-    if requests.number:
-        raise stopped(requests.number, "every step is taken and saved; the evaluation is left")
 
 
 def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) -> Iterator[Step]:
@@ -90,6 +96,7 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
         rate,
         steps=range(done + 1, job.steps + 1),
         max_grad_norm=train_section.max_grad_norm,
+        loss=job.paths.summed,
         seed=job.recipe.seed,
     )
 
@@ -98,35 +105,38 @@ def _resume(
     job: Job, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer, watch: Watch
 ) -> int:
     """Steps already taken: weights, optimizer and log are put back to the newest whole save."""
-    damaged: list[str] = []
-    checkpoint = newest_checkpoint(job.run.checkpoints, damaged)
-    for problem in damaged:
-        watch.say(f"skipped a damaged checkpoint: {problem}")
-    if checkpoint is None:
-        job.run.forget_after(0)
+    if job.start is None:
+        job.run.forget_after(0, evaluated=0)
         return 0
-    restore(checkpoint, parameters, optimizer)
-    job.run.forget_after(checkpoint.step)
-    watch.say(f"going on from step {checkpoint.step} of {job.steps}")
-    return checkpoint.step
+    done = job.start.step
+    restore(job.start, parameters, optimizer)
+    job.run.forget_after(done, evaluated=min(done, job.steps - 1))
+    watch.say(f"going on from step {done} of {job.steps}")
+    return done
 
 
 def _save(
     job: Job, step: int, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer
 ) -> None:
+    job.run.keep_lines()
     save_checkpoint(
         job.run.checkpoints,
         step,
         parameters,
         optimizer,
-        digests=job.identity,
+        digests={**job.identity, "versions": describe_versions()},
         keep=job.recipe.train.keep,
+        about={"recipe": job.recipe.model_dump(mode="json")},
     )
 
 
-def _evaluate(model: Any, job: Job, step: int) -> None:
+def _evaluate_if_due(model: Any, job: Job, step: int) -> None:
+    if step == job.steps or step % job.recipe.evaluate.every:
+        return  # the last step is evaluated with all else at the end
     started = time.perf_counter()
     chosen = choose_rows(job.setup.data.validation.examples, job.recipe.evaluate.rows)
-    rows = measure_losses(model, chosen, job.setup.tokenizer, job.setup.pad_id)
+    rows = measure_losses(
+        model, chosen, job.setup.tokenizer, job.setup.pad_id, losses_of=job.paths.each
+    )
     seconds = round(time.perf_counter() - started, 3)
     job.run.append(EVALUATIONS, {"step": step, "loss": rows.per_token, "seconds": seconds})

@@ -41,7 +41,13 @@ def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
     recipe = _recipe_of(folder)
     first = folder / "adapter" if recipe else folder
     wanted = [first] if recipe or (folder / CONFIG).exists() else []
-    section = recipe.base if recipe else _base_of(folder, name) if wanted else _named_base(name)
+    section = (
+        _locked_base(folder, recipe)
+        if recipe
+        else _base_of(folder, name)
+        if wanted
+        else _named_base(name)
+    )
     for path in wanted:
         if not (path / CONFIG).exists():
             raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
@@ -63,6 +69,14 @@ def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
 def _recipe_of(folder: Path) -> Recipe | None:
     path = folder / "recipe.resolved.json"
     return Recipe.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _locked_base(folder: Path, recipe: Recipe) -> BaseSection:
+    """The base of a run at the commit that its `lock.json` recorded."""
+    path = folder / "lock.json"
+    lock = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    commit = lock.get("base", {}).get("commit")
+    return recipe.base.model_copy(update={"revision": commit} if commit else {})
 
 
 def _adapter_folder(name: str) -> Path:

@@ -59,7 +59,7 @@ ADVICE: dict[str, str] = {
     "gradient_accumulation_steps": "`train.batch.rows` is the whole update; micro-batches are "
     "chosen to fit",
     "output_dir": "the run folder is `runs/<name>`, or give `--out DIR` on the command line",
-    "load_in_4bit": "write `base.quantize: nf4`",
+    "load_in_4bit": "a quantized base cannot be trained on yet",
     "hub_token": "no recipe holds a secret; log in with `hf auth login`",
 }
 """Their keys that have no single key of ours, and what to do instead."""

@@ -1,24 +1,28 @@
-"""The run folder: who may write it, and the files in it. The only module that writes there."""
+"""The run folder: the files in it, and how they are written. The only module that writes there."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.errors import BusyError, WriteError
+from peftkit.errors import InputError, WriteError
+from peftkit.report.durable import explained, free_bytes, sync, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 STEPS = "steps.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+PAGE = "report.html"
+"""Written after everything else, so that its being there says that the run came to its end."""
+RECORDS = ("metrics.json", "samples.json", "findings.json")
+"""Also there by then; the page alone may have been rebuilt for a run that was cut short."""
+PAGES_BYTES = 4 * 2**20
+"""Room for everything in a run folder but weights: reports, logs, samples, what was decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,53 +44,92 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the run that this folder holds came to its end."""
-        last = self.adapter / "README.md"  # the card, which is written after everything else
-        return last.exists() and (self.path / "metrics.json").exists()
+        return all((self.path / name).exists() for name in (*RECORDS, PAGE))
 
     def write(self, name: str, content: str | Mapping[str, Any] | list[Any]) -> Path:
         """Write one file, whole or not at all; anything but text becomes JSON."""
         text = content if isinstance(content, str) else _as_json(content)
-        final = self.path / name
-        building = final.with_name(f".{final.name}.tmp-{os.getpid()}")
-        final.parent.mkdir(parents=True, exist_ok=True)
-        building.write_text(text, encoding="utf-8")
-        building.replace(final)
-        return final
+        write_whole(self.path / name, text)
+        return self.path / name
 
     def read(self, name: str) -> Any:
         """What a JSON file of the run says, or None where it was never written."""
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as problem:
+            raise InputError(
+                f"`{path}` is damaged: {problem}",
+                hint="`peftkit finetune RECIPE --fresh` starts over in this folder",
+            ) from None
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Add one line to a .jsonl file."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        """Add one line to a .jsonl file, in place of a half-written last one."""
+        path = self.path / name
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with explained(path, len(content)), path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            if end and file.read() != b"\n":
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+            file.write(content)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a .jsonl file; a half-written last one does not count."""
+        """The lines of a .jsonl file, up to the first that was not written whole."""
         path = self.path / name
         if not path.exists():
             return []
-        whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in whole]
+        found = []
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                found.append(dict(json.loads(line)))
+            except (ValueError, TypeError, RecursionError):
+                break
+        return found
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will take again."""
+    def keep_lines(self) -> None:
+        """Make the lines appended so far reach the disk, before a checkpoint counts on them."""
         for name in (STEPS, EVALUATIONS):
-            kept = [line for line in self.lines(name) if line["step"] <= step]
+            path = self.path / name
+            if path.exists():
+                with explained(path):
+                    sync(path)
+
+    def forget_after(self, step: int, *, evaluated: int) -> None:
+        """Drop the lines of steps, and of evaluations, that a resumed run will add again."""
+        for name, last in ((STEPS, step), (EVALUATIONS, evaluated)):
+            kept = [line for line in self.lines(name) if line["step"] <= last]
             self.write(name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def reopen(self) -> None:
+        """Take back that the run came to its end, because it is to go on."""
+        with explained(self.path / PAGE):
+            (self.path / PAGE).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove an earlier run's files, and only those that a run writes."""
-        for child in self.path.iterdir():
-            if child.name in OWN_FOLDERS and child.is_dir():
-                shutil.rmtree(child)
-            elif child.name in OWN_FILES:
-                child.unlink()
+        with explained(self.path):
+            for name in OWN_FOLDERS:
+                if (self.path / name).is_dir():
+                    shutil.rmtree(self.path / name)
+            for name in OWN_FILES:
+                (self.path / name).unlink(missing_ok=True)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written."""
+        names = (*OWN_FILES, *OWN_FOLDERS, "adapter/README.md", "checkpoints/step-*")
+        for leftover in [path for name in names for path in self.path.glob(f"{name}.tmp-*")]:
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
-OWN_FOLDERS = ("adapter", "checkpoints", "stages")
+OWN_FOLDERS = ("checkpoints", "adapter", "stages")
+"""Cleared in this order, so that no checkpoint outlives the files that say what it is of."""
 OWN_FILES = (
     "recipe.yaml",
     "recipe.resolved.json",
@@ -103,53 +146,23 @@ OWN_FILES = (
 )
 
 
-@contextmanager
-def hold(path: Path) -> Iterator[RunFolder]:
-    """The run folder at `path`, made if needed, held against every other live run.
+def check_space(run: RunFolder, needed: int) -> None:
+    """Refuse to start a run whose checkpoints, adapter and pages will not fit.
 
-    The operating system lets go of the lock when the process ends, however it ends, so there are
-    no stale locks to reclaim.
+    Args:
+        run: the folder; what an earlier part of the run has saved in it needs no new room.
+        needed: bytes that checkpoints and adapter take at most.
     """
-    _make_writable(path)
-    name = path / ".lock"
-    with name.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise BusyError(
-                f"`{path}` is in use by a live run ({holder})",
-                hint="wait for it, stop it, or give this run a folder of its own: `--out DIR`",
-            ) from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield RunFolder(path)
+    saved = [path for folder in (run.checkpoints, run.adapter) for path in folder.rglob("*")]
+    held = sum(path.stat().st_size for path in saved if path.is_file())
+    wanted, free = max(needed - held, 0) + PAGES_BYTES, free_bytes(run.path)
+    if free < wanted:
+        from peftkit.report.wording import size  # loads numpy, which a light start does not need
 
-
-def _make_writable(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise WriteError(f"`{path}` is a file; a run needs a folder", hint="`--out DIR`")
-    probe = path / f".probe-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as problem:
         raise WriteError(
-            f"cannot write to `{path}`: {(problem.strerror or str(problem)).lower()}",
-            hint="give a folder you may write to: `--out DIR`",
-        ) from None
-
-
-def check_space(path: Path, needed: int) -> None:
-    """Refuse to start a run whose checkpoints will not fit."""
-    free = shutil.disk_usage(path).free
-    if free < needed:
-        raise WriteError(
-            f"`{path}` needs {needed / 2**20:.0f} MiB for checkpoints and has {free / 2**20:.0f}",
-            hint="free some space, lower `train.keep`, or give another `--out DIR`",
+            f"`{run.path}` needs {size(wanted)} for checkpoints, adapter and report, and "
+            f"{size(free)} are free",
+            hint="make room, lower `train.keep`, or give another `--out DIR`",
         )
 
 

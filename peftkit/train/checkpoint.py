@@ -1,21 +1,25 @@
-"""Checkpoints that are whole or absent: safetensors and JSON, a manifest last, then one rename."""
+"""Checkpoints that are whole or absent: safetensors and JSON, a manifest last, then one rename.
+
+Weights, moments and the step are all there is to save: dropout is seeded by (seed, step,
+micro-batch), and the learning rate and the rows of an update are pure functions of its number.
+"""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-from peftkit.errors import WriteError
+from peftkit.adapters.weights_file import write_weights
+from peftkit.base.finite import first_not_finite
+from peftkit.errors import RecipeError
+from peftkit.report.durable import explained, sync, sync_files, whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +39,8 @@ class Checkpoint:
 
     folder: Path
     step: int
+    digests: Mapping[str, Any]
+    """Of what it belongs to, as they were given when it was saved."""
 
 
 def save_checkpoint(
@@ -45,76 +51,94 @@ def save_checkpoint(
     *,
     digests: Mapping[str, Any],
     keep: int,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `root/step-NNNNNN`, then let older ones go; the last verified one always stays."""
+    """Write `root/step-NNNNNN`, then let older ones go; the last verified one always stays.
+
+    The manifest says with `digests` what run the checkpoint is of; `state.json` may say more
+    `about` it.
+
+    Raises:
+        RunError: a weight or a moment is not finite.
+        WriteError: it could not be written; the older ones are untouched.
+    """
     final = root / f"step-{step:06d}"
-    building = root / f"step-{step:06d}.tmp-{uuid.uuid4().hex[:8]}"
-    try:
-        building.mkdir(parents=True)
-        weights = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
-        save_file(weights, building / WEIGHTS)
-        save_file(_moments(parameters, optimizer), building / MOMENTS)
-        _write(building / STATE, _as_json({"step": step, "digests": dict(digests)}))
-        _write(building / MANIFEST, seal({"step": step, "files": _describe(building)}))
-        _sync(building)
-        if final.exists():
-            shutil.rmtree(final)
-        building.rename(final)
-        _sync(root)
-    except OSError as problem:
-        shutil.rmtree(building, ignore_errors=True)
-        raise _explain(problem, root) from problem
+    with whole_folder(final, checkpoint_bytes(parameters)) as building:
+        write_weights(parameters, building / WEIGHTS)
+        write_weights(_moments(parameters, optimizer), building / MOMENTS)
+        state = _as_json({**(about or {}), "step": step})
+        (building / STATE).write_text(state, encoding="utf-8")
+        sync_files(building)
+        manifest = {"step": step, "digests": dict(digests), "files": _describe(building)}
+        (building / MANIFEST).write_text(seal(manifest), encoding="utf-8")
     rotate(root, keep)
     return final
 
 
 def rotate(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what unfinished saves left behind."""
+    """Remove what is older than the newest `keep` usable steps, and what unfinished saves left.
+
+    Damaged checkpoints above the newest usable one take no place from those that can be used.
+    """
     usable = newest_checkpoint(root)
     if usable is None:
         return
-    for folder in _folders(root)[keep:]:
-        if folder != usable.folder:
+    with explained(root):
+        for folder in [f for f in _folders(root) if _step_of(f) <= usable.step][max(keep, 1) :]:
             shutil.rmtree(folder)
-    for leftover in root.glob("*.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in root.glob("*.tmp-*"):
+            shutil.rmtree(leftover)
+        sync(root)
 
 
 def newest_checkpoint(root: Path, damaged: list[str] | None = None) -> Checkpoint | None:
     """The newest checkpoint whose every file is as its manifest says; damaged ones are named."""
     for folder in _folders(root):
-        problem = find_damage(folder)
-        if problem is None:
-            return Checkpoint(folder, int(folder.name.removeprefix("step-")))
+        found = _verify(folder)
+        if isinstance(found, Checkpoint):
+            return found
         if damaged is not None:
-            damaged.append(f"{folder.name}: {problem}")
+            damaged.append(f"{folder.name}: {found}")
     return None
 
 
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None when nothing is."""
+    found = _verify(folder)
+    return found if isinstance(found, str) else None
+
+
+def _verify(folder: Path) -> Checkpoint | str:
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
         if text != seal(manifest):
             return f"{MANIFEST} is not what was written"
         listed = {str(name): dict(facts) for name, facts in manifest["files"].items()}
+        checkpoint = Checkpoint(folder, manifest["step"], dict(manifest["digests"]))
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         return f"{MANIFEST} cannot be read"
     if set(listed) != {WEIGHTS, MOMENTS, STATE}:
         return f"{MANIFEST} does not list the files of a checkpoint"
+    if checkpoint.step != _step_of(folder):
+        return f"{MANIFEST} is of step {checkpoint.step}"
     wrong = (_compare(folder / name, facts) for name, facts in sorted(listed.items()))
-    return next((problem for problem in wrong if problem), None) or _not_finite(folder)
+    problem = next((problem for problem in wrong if problem), None) or _not_finite(folder)
+    return problem or checkpoint
 
 
 def _compare(path: Path, facts: Mapping[str, Any]) -> str | None:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != facts.get("bytes"):
-        return f"{path.name} has {path.stat().st_size} bytes instead of {facts.get('bytes')}"
-    return None if _sha256(path) == facts.get("sha256") else f"{path.name} is not what was written"
+    try:
+        if not path.is_file():
+            return f"{path.name} is missing"
+        if path.stat().st_size != facts.get("bytes"):
+            return f"{path.name} has {path.stat().st_size} bytes instead of {facts.get('bytes')}"
+        same = _sha256(path) == facts.get("sha256")
+    except OSError as problem:
+        return f"{path.name} cannot be read: {problem.strerror}"
+    return None if same else f"{path.name} is not what was written"
 
 
 def restore(
@@ -127,33 +151,49 @@ def restore(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    moments = load_file(checkpoint.folder / MOMENTS)
-    for name, parameter in parameters.items():
-        if f"{name}:step" not in moments:
-            continue
-        optimizer.state[parameter] = {
-            "step": moments[f"{name}:step"].clone(),
-            "exp_avg": moments[f"{name}:exp_avg"].to(parameter.device),
-            "exp_avg_sq": moments[f"{name}:exp_avg_sq"].to(parameter.device),
-        }
+    moments: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(checkpoint.folder / MOMENTS).items():
+        name, _, kind = key.rpartition(":")
+        moments.setdefault(name, {})[kind] = value.clone()  # of its own, not of the file
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    state = {place: moments[name] for place, name in enumerate(ordered) if name in moments}
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def check_fit(checkpoint: Checkpoint, parameters: Mapping[str, Parameter]) -> None:
+    """Stop if the checkpoint is of other parameters; of its weights only the header is read."""
+    with safe_open(checkpoint.folder / WEIGHTS, framework="pt") as file:
+        names = file.keys()
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    if saved == wanted:
+        return
+    name = min({*saved.items()} ^ {*wanted.items()})[0]
+    raise RecipeError(
+        f"`{checkpoint.folder}` is of other parameters than the recipe makes",
+        problems=[f"`{name}`: {saved.get(name, 'not there')} -> {wanted.get(name, 'not there')}"],
+        hint="`--fresh` starts over in this folder; `--out DIR` uses another one",
+    )
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Step and digests as the checkpoint recorded them."""
+    """The step, and what else was to be said of the checkpoint when it was saved."""
     state = json.loads((checkpoint.folder / STATE).read_text(encoding="utf-8"))
     return dict(state)
 
 
 def checkpoint_bytes(parameters: Mapping[str, Parameter]) -> int:
-    """Disk one checkpoint takes: weights and two moments."""
-    return sum(3 * p.numel() * p.element_size() for p in parameters.values()) + 16_384
+    """Disk one checkpoint takes: weights, two moments, names, and what is said of it."""
+    numbers = sum(3 * p.numel() * p.element_size() for p in parameters.values())
+    return numbers + 512 * len(parameters) + 16_384
 
 
 def _moments(
     parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     return {
-        f"{name}:{kind}": value.detach().cpu().contiguous()
+        f"{name}:{kind}": value
         for name, parameter in parameters.items()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
@@ -161,17 +201,19 @@ def _moments(
 
 def _folders(root: Path) -> list[Path]:
     """Checkpoint folders, the newest step first."""
-    found = [p for p in root.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    found = [p for p in root.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
-    facts = {}
-    for path in sorted(folder.iterdir()):
-        path.chmod(0o666 & ~_umask())  # safetensors leaves its files unreadable for the group
-        _sync(path)
-        facts[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    return facts
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
@@ -184,46 +226,17 @@ def _as_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _not_finite(folder: Path) -> str | None:
-    try:
-        for name, tensor in load_file(folder / WEIGHTS).items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                return f"{WEIGHTS}: `{name}` holds values that are not finite"
-    except SafetensorError as problem:
-        return f"{WEIGHTS} cannot be read: {problem}"
+    for name in (WEIGHTS, MOMENTS):
+        try:
+            found = first_not_finite(load_file(folder / name).items())
+        except SafetensorError as problem:
+            return f"{name} cannot be read: {problem}"
+        if found:
+            return f"{name}: `{found}` holds values that are not finite"
     return None
-
-
-def _explain(problem: OSError, root: Path) -> WriteError:
-    if problem.errno == errno.ENOSPC:
-        free = shutil.disk_usage(root.parent).free / 2**20
-        return WriteError(
-            f"the disk is full: no room for a checkpoint in `{root}` ({free:.0f} MiB free)",
-            hint="free some space and give the same command again; it goes on from the last "
-            "checkpoint",
-        )
-    return WriteError(f"cannot write a checkpoint to `{root}`: {problem.strerror or problem}")

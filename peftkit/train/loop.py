@@ -1,9 +1,9 @@
 """The training loop: updates in, one `Step` out per optimizer update.
 
 The loss of an update is the mean over all its trained tokens, however they fall into micro-batches,
-so micro-batches change memory and never the result. Dropout is seeded by (seed, update,
-micro-batch), so it depends on nothing that happened before: evaluation in between, or a restart,
-cannot change it and there is no random state to save.
+so micro-batches change memory and, dropout aside, never the result. Dropout is seeded by (seed,
+update, micro-batch), so it depends on nothing that happened before: evaluation in between, or a
+restart, cannot change it and there is no random state to save.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from peftkit.fast.loss import summed_loss
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from peftkit.data.batch import Update
+    from torch import Tensor
+
+    from peftkit.data.batch import Batch, Update
+
+    LossFunction = Callable[[Any, Batch], Tensor]
+    """Summed loss of a batch: the plain one, or a fast path that equals it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Step:
     seconds: float
 
 
-def train(
+def train(  # noqa: PLR0913 - what a training run is made of, and nothing besides
     model: Any,
     updates: Iterator[Update],
     optimizer: torch.optim.Optimizer,
@@ -47,6 +52,7 @@ def train(
     steps: range,
     max_grad_norm: float,
     seed: int,
+    loss: LossFunction = summed_loss,
 ) -> Iterator[Step]:
     """Update `model` in place, once for each of `steps`, yielding after each.
 
@@ -58,11 +64,11 @@ def train(
         started = time.perf_counter()
         update = next(updates)
         model.train()  # the caller may have evaluated since the last step
-        loss = accumulate(model, update, device, seed=mix(seed, step))
+        mean = accumulate(model, update, device, seed=mix(seed, step), loss=loss)
         norm = float(clip_grad_norm_(parameters, max_grad_norm))
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        if not math.isfinite(mean) or not math.isfinite(norm):
             raise RunError(
-                f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}",
+                f"training diverged at step {step}: loss {mean:.4g}, gradient norm {norm:.4g}",
                 hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
                 "was kept",
             )
@@ -72,15 +78,22 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         counted = (update.real_tokens, update.trained_tokens)
-        yield Step(step, loss, norm, rate(step), *counted, seconds)
+        yield Step(step, mean, norm, rate(step), *counted, seconds)
 
 
-def accumulate(model: Any, update: Update, device: torch.device, *, seed: int) -> float:
+def accumulate(
+    model: Any,
+    update: Update,
+    device: torch.device,
+    *,
+    seed: int,
+    loss: LossFunction = summed_loss,
+) -> float:
     """Add the gradients of one update to the parameters; its loss per trained token."""
     total = 0.0
     for number, batch in enumerate(update.micro_batches):
         torch.manual_seed(mix(seed, number))
-        share = summed_loss(model, batch.to(device)) / max(update.trained_tokens, 1)
+        share = loss(model, batch.to(device)) / max(update.trained_tokens, 1)
         share.backward()
         total += share.item()
     return total

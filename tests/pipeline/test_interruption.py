@@ -99,6 +99,21 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert losses(run) == losses(whole)
 
 
+def test_a_signal_before_anything_is_loaded(long_recipe: Path, tmp_path: Path) -> None:
+    """While torch is being imported, which takes longer than anything before the first step."""
+    run = tmp_path / "run"
+    process = start(long_recipe, run)
+    deadline = time.monotonic() + PATIENCE
+    while not (run / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, told
+    assert "stopped by SIGTERM: nothing was in progress that needed saving" in told
+    assert "Traceback" not in told
+    assert not (run / "lock.json").exists()
+
+
 @pytest.mark.parametrize("step", [1, 25, 61])
 def test_after_sigkill_the_adapter_is_byte_identical(
     long_recipe: Path, whole: Path, tmp_path: Path, step: int
@@ -140,7 +155,7 @@ def test_a_folder_in_use_is_left_alone(long_recipe: Path, tmp_path: Path, cli: R
     process.kill()
     process.communicate(timeout=PATIENCE)
     assert second.returncode == 75
-    assert f"pid {process.pid}" in second.stderr
+    assert f"(pid {process.pid} on {os.uname().nodename}, boot " in second.stderr
     third = cli("finetune", long_recipe, "--out", run, "--dry-run")
     assert third.returncode == 0, third.stderr
 

@@ -96,6 +96,6 @@ class DataSection(Section):
     bad_rows: Literal["error", "skip"] = "error"
     """What happens to a row that cannot be read; each skipped one is listed as file:line."""
     packing: bool = True
-    """Several short rows share one padded row; they never see each other."""
+    """Short rows share a forward pass without padding each; they never see each other."""
     leakage: Literal["error", "warn", "remove", "off"] = "error"
     """What happens when a validation or test row is also a training row."""

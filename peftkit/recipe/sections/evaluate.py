@@ -1,6 +1,8 @@
 """The `evaluate` section: how good it is, compared with what, and on which rows."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from peftkit.recipe.sections.data import Sources
 from peftkit.recipe.sections.section import Auto, Count, Section
@@ -13,7 +15,7 @@ class EvaluateSection(Section):
     """Steps between validation losses while training."""
     metrics: Auto | tuple[Literal["loss", "exact_match"], ...] = "auto"
     """`auto` adds exact match where rows have a prompt and a short answer."""
-    baselines: tuple[Literal["base"], ...] = ("base",)
+    baselines: Annotated[tuple[Literal["base"], ...], Field(min_length=1)] = ("base",)
     """What the adapted model is compared with, on the same rows."""
     remember: Sources = ()
     """General text that must not be forgotten: measured before and after."""

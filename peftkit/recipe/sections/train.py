@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from peftkit.recipe.sections.section import (
     Auto,
     Count,
+    Expected,
     PositiveNumber,
     Section,
     Share,
@@ -29,7 +30,29 @@ class BatchSection(Section):
     rows: Count = 16
     """Data rows an update; `packing` lays them out more densely and changes nothing else."""
     micro_rows: Count | Auto = "auto"
-    """Padded or packed rows a forward pass; `auto` takes what fits. Never changes the result."""
+    """Rows a forward pass; `auto` takes what fits. Moves nothing but rounding and dropout."""
+
+
+class FastSection(Section):
+    """Fast paths; each proves at the start that it gives its plain twin's result, or stays off."""
+
+    flat: Literal["auto", "off"] = "auto"
+    """Packed documents end to end, with neither padding nor mask, where that is faster."""
+    head: Literal["auto", "off"] = "auto"
+    """Loss through a frozen head only where tokens are trained, in chunks, keeping no logits."""
+
+
+def _all_or_each(value: Any) -> Any:
+    if value in ("auto", "off"):
+        return dict.fromkeys(FastSection.model_fields, value)
+    return value
+
+
+FastPaths = Annotated[
+    FastSection,
+    BeforeValidator(_all_or_each, json_schema_input_type=Literal["auto", "off"] | FastSection),
+    Expected("`auto`, `off`, or a section such as `{head: off}`"),
+]
 
 
 class TrainSection(Section):
@@ -56,7 +79,9 @@ class TrainSection(Section):
     keep: Count = 3
     """Checkpoints kept; older ones go once a newer one is verified."""
     threads: Count | Auto = "auto"
-    """CPU threads; `auto` measures a step with one and with all and takes the faster."""
+    """CPU threads; `auto` measures a step and takes more than one only where that clearly pays."""
+    fast: FastPaths = FastSection()
+    """`off` takes the plain path everywhere; a section switches single paths off."""
 
     @model_validator(mode="before")
     @classmethod

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from peftkit.data.example import Example
-from peftkit.data.leakage import NEAR, SHINGLE, find_leaks, settle_leaks
+from peftkit.data.leakage import find_leaks, settle_leaks
 from peftkit.errors import InputError
 
 PAIR = (np.zeros(2, np.int32), np.array([False, True]))
-LONG = "one two three four five six seven eight nine ten " * 4
+SHINGLE, NEAR = 5, 0.8
+LONG = "one two three four five six seven eight nine ten " * 9
 
 
 def examples(name: str, *texts: str) -> list[Example]:
@@ -37,6 +38,7 @@ def train_and_held(draw: some.DrawFn) -> tuple[list[list[str]], list[list[str]]]
     """Word lists; the held-out ones are training ones with a few words changed, or new."""
     words = some.sampled_from("abcdefgh")
     train = draw(some.lists(some.lists(words, min_size=1, max_size=40), min_size=1, max_size=6))
+    train += draw(some.lists(some.sampled_from(train), max_size=3))
     held = []
     for _ in range(draw(some.integers(1, 5))):
         row = list(draw(some.sampled_from(train)))

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
-from peftkit.errors import WriteError
+from peftkit.errors import RecipeError, RunError, WriteError
 from peftkit.train.checkpoint import (
     MANIFEST,
     MOMENTS,
     STATE,
     WEIGHTS,
+    check_fit,
     find_damage,
     newest_checkpoint,
     read_state,
@@ -166,7 +167,7 @@ def test_a_save_that_cannot_be_written_leaves_the_older_ones(tmp_path: Path) -> 
     before = {path.name: path.read_bytes() for path in (root / "step-000010").iterdir()}
     shutil.move(root, tmp_path / "aside")
     root.write_text("a file where the folder was")
-    with pytest.raises(WriteError, match="cannot write a checkpoint"):
+    with pytest.raises(WriteError, match="cannot write"):
         save_checkpoint(
             root, 20, parameters, make_optimizer(parameters, weight_decay=0), digests={}, keep=2
         )
@@ -185,8 +186,82 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
     assert modes == {0o644}
 
 
-def test_state_says_which_step_of_which_run(tmp_path: Path) -> None:
-    save_some(tmp_path)
+def test_manifest_says_what_it_is_of(tmp_path: Path) -> None:
+    parameters = make_parameters(0)
+    optimizer = make_optimizer(parameters, weight_decay=0)
+    digests = {"recipe": "r", "base": {"digest": "b"}, "data": {"train": "d"}, "versions": {}}
+    save_checkpoint(
+        tmp_path, 20, parameters, optimizer, digests=digests, keep=1, about={"recipe": {"seed": 1}}
+    )
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
-    assert read_state(checkpoint) == {"step": 20, "digests": {"recipe": "r"}}
+    assert checkpoint.digests == digests
+    assert json.loads((checkpoint.folder / MANIFEST).read_text())["digests"] == digests
+    assert read_state(checkpoint) == {"step": 20, "recipe": {"seed": 1}}
+
+
+def test_a_checkpoint_under_another_name_is_damaged(tmp_path: Path) -> None:
+    """Else a run would go on at a step that was never taken."""
+    save_some(tmp_path)
+    (tmp_path / "step-000020").rename(tmp_path / "step-000050")
+    named: list[str] = []
+    found = newest_checkpoint(tmp_path, named)
+    assert found is not None
+    assert found.step == 10
+    assert named == ["step-000050: MANIFEST.json is of step 20"]
+
+
+def test_damaged_ones_take_no_place_from_those_that_can_be_used(tmp_path: Path) -> None:
+    """A run that went on from step 10 keeps two it could go on from, whatever lies above."""
+    save_some(tmp_path, steps=(10, 80, 90), keep=3)
+    for step in (80, 90):
+        (tmp_path / f"step-0000{step}" / WEIGHTS).write_bytes(b"")
+    parameters = make_parameters(0)
+    optimizer = make_optimizer(parameters, weight_decay=0.1)
+    for step in (20, 30):
+        save_checkpoint(tmp_path, step, parameters, optimizer, digests={}, keep=2)
+    usable = [p.name for p in sorted(tmp_path.iterdir()) if find_damage(p) is None]
+    assert usable == ["step-000020", "step-000030"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["a weight", "a moment"])
+def test_what_is_not_finite_is_never_saved(tmp_path: Path, value: float, where: str) -> None:
+    save_some(tmp_path, steps=(10,))
+    parameters = make_parameters(0)
+    optimizer = make_optimizer(parameters, weight_decay=0.1)
+    take_steps(parameters, optimizer, 1)
+    wrong = parameters["b.bias"]
+    place = wrong.data if where == "a weight" else optimizer.state[wrong]["exp_avg_sq"]
+    place[3] = value
+    with pytest.raises(RunError, match=r"`b\.bias.*` holds numbers that are not finite"):
+        save_checkpoint(tmp_path, 20, parameters, optimizer, digests={}, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000010"]
+
+
+def test_a_checkpoint_of_other_parameters_does_not_fit(tmp_path: Path) -> None:
+    parameters = save_some(tmp_path)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    check_fit(checkpoint, parameters)
+    wider = {**parameters, "a.weight": Parameter(torch.zeros(8, 3))}
+    with pytest.raises(RecipeError, match="is of other parameters") as caught:
+        check_fit(checkpoint, wider)
+    assert caught.value.problems == ("`a.weight`: (4, 3) -> (8, 3)",)
+    with pytest.raises(RecipeError) as caught:
+        check_fit(checkpoint, {"a.weight": parameters["a.weight"]})
+    assert caught.value.problems == ("`b.bias`: (5,) -> not there",)
+
+
+def test_what_was_restored_does_not_hang_on_the_file(tmp_path: Path) -> None:
+    """Older checkpoints are removed while the run goes on."""
+    parameters = save_some(tmp_path)
+    optimizer = make_optimizer(parameters, weight_decay=0.1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    restore(checkpoint, parameters, optimizer)
+    before = optimizer.state[parameters["a.weight"]]["exp_avg"].clone()
+    for name in (WEIGHTS, MOMENTS):
+        (checkpoint.folder / name).write_bytes(bytes(4096))
+    assert torch.equal(optimizer.state[parameters["a.weight"]]["exp_avg"], before)
+    assert before.abs().max() > 0

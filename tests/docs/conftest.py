@@ -1,0 +1,6 @@
+"""Lets the tests of the documentation import `doc_pages`."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))

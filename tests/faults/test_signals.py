@@ -1,0 +1,135 @@
+"""A signal at any phase stops a run soon, saves what there is, and costs nothing but time."""
+
+import os
+import pty
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_runs import Forks, leftovers, outcome, saved
+
+pytestmark = pytest.mark.slow
+PHASES = {
+    "reading the data": ("peftkit.data.prepare:prepare_data", 1),
+    "loading the base": ("peftkit.base.load:load_base", 1),
+    "the first evaluation": ("peftkit.evaluate.losses:measure_losses", 1),
+    "a step": ("peftkit.train.loop:accumulate", 5),
+    "an evaluation in between": ("peftkit.evaluate.losses:measure_losses", 2),
+    "a save": ("peftkit.train.checkpoint:_moments", 2),
+    "old ones being removed": ("peftkit.train.checkpoint:rotate", 3),
+    "the last step": ("peftkit.train.loop:accumulate", 12),
+    "the save of the adapter": ("peftkit.adapters.store:_save_peft", 1),
+    "the last evaluation": ("peftkit.evaluate.losses:measure_losses", 4),
+    "the report": ("peftkit.report.page:build_page", 1),
+}
+SAVED = {
+    "a step": 5,
+    "an evaluation in between": 4,
+    "a save": 6,
+    "old ones being removed": 9,
+    "the last step": 12,
+    "the save of the adapter": 12,
+    "the last evaluation": 12,
+    "the report": 12,
+}
+"""The step that is saved when the run has stopped: the one in hand."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SHORT = {
+    ("a step", signal.SIGINT),
+    ("an evaluation in between", signal.SIGTERM),
+    ("a save", signal.SIGHUP),
+    ("the save of the adapter", signal.SIGTERM),
+    ("the report", signal.SIGINT),
+    ("loading the base", signal.SIGTERM),
+}
+CASES = [
+    pytest.param(
+        phase,
+        number,
+        id=f"{number.name} in {phase}",
+        marks=() if (phase, number) in SHORT else pytest.mark.faults,
+    )
+    for phase in PHASES
+    for number in SIGNALS
+]
+
+
+def heard(place: tuple[str, int], number: int) -> dict[str, Any]:
+    return {"at": place[0], "nth": place[1], "do": ["signal", number]}
+
+
+@pytest.mark.parametrize(("phase", "number"), CASES)
+def test_a_signal_saves_and_stops(
+    forks: Forks,
+    recipe: Path,
+    whole: Path,
+    tmp_path: Path,
+    phase: str,
+    number: signal.Signals,
+    record_property: Any,
+) -> None:
+    run = tmp_path / "run"
+    done = forks.finish(recipe, run, points=[heard(PHASES[phase], number)])
+    assert done.code == 128 + number, done.told
+    assert f"stopped by {number.name}: " in done.told
+    assert leftovers(run) == []
+    checkpoints = sorted(run.glob("checkpoints/*"))
+    assert int(checkpoints[-1].name[5:] if checkpoints else 0) == SAVED.get(phase, 0)
+    again = forks.finish(recipe, run)
+    assert again.code == 0, again.told
+    same = outcome(run) == outcome(whole)
+    record_property("signals at phases", {"identical": int(same)})
+    assert same
+
+
+def test_a_second_signal_quits_at_once(
+    forks: Forks, recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """In the middle of a save, which leaves the checkpoint before it as it was."""
+    run = tmp_path / "run"
+    copy = ["copy", str(run), str(tmp_path / "before")]
+    points = [
+        {"at": "peftkit.train.checkpoint:save_checkpoint", "nth": 2, "do": copy},
+        heard(PHASES["a save"], signal.SIGTERM),
+        heard(("peftkit.train.checkpoint:_describe", 2), signal.SIGINT),
+    ]
+    done = forks.finish(recipe, run, points=points)
+    assert done.code == 130, done.told
+    assert "stopped by" not in done.told
+    assert saved(run) == saved(tmp_path / "before")
+    assert len(leftovers(run)) == 1
+    again = forks.finish(recipe, run)
+    assert again.code == 0, again.told
+    assert leftovers(run) == []
+    assert outcome(run) == outcome(whole)
+
+
+def test_a_terminal_that_is_closed(forks: Forks, recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """It sends SIGHUP, and from then on nothing can be written to it."""
+    run = tmp_path / "run"
+    gate = tmp_path / "closed"
+    wait = {"at": "peftkit.train.loop:accumulate", "nth": 5, "do": ["await", str(gate)]}
+    ours, theirs = pty.openpty()
+    started = forks.start(recipe, run, terminal=os.ttyname(theirs), points=[wait])
+    os.set_blocking(ours, False)
+    while not (run / "steps.jsonl").exists() or len((run / "steps.jsonl").read_text()) < 4:
+        drain(ours)
+        time.sleep(0.01)
+    os.close(ours)
+    os.close(theirs)
+    gate.touch()
+    assert forks.wait(started).code == 129
+    assert leftovers(run) == []
+    assert list((run / "checkpoints").iterdir())
+    again = forks.finish(recipe, run)
+    assert again.code == 0, again.told
+    assert outcome(run) == outcome(whole)
+
+
+def drain(handle: int) -> None:
+    """Read what a terminal shows, so that the one who writes to it need not wait."""
+    while select.select([handle], [], [], 0)[0]:
+        os.read(handle, 65536)
