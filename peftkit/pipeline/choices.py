@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate as accumulate_lengths
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,10 +26,12 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 """Difference of a token's loss, packed and alone, up to which packing counts as exact."""
-RACED_TOKENS = 1024
-"""Tokens that the layouts are timed on."""
-CLEARLY = 0.95
-"""Share of the padded step's time below which a flat one is taken; noise must not decide."""
+FLAT_WIDTH = 256
+"""Hidden size from which documents end to end beat padded rows; see benchmarks/LOG.md.
+
+A rule and not a measurement: the layout decides the last digits, and two runs of one recipe must
+agree on them whatever else the machine was doing when they started.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Choices:
 
 def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choices:
     """Measure what the recipe leaves open, with the model as it will train."""
-    packing, flat, why_packing = _choose_packing(recipe, setup, plan, model)
+    packing, flat, why_packing = _choose_packing(recipe, setup, model)
     width = max(example.length for example in setup.data.train.examples)
     choices = Choices(
         threads=1,
@@ -105,7 +104,7 @@ def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None
     return choices
 
 
-def _choose_packing(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> tuple[bool, bool, str]:
+def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, bool, str]:
     """Whether documents share rows, whether these are flat, and why."""
     if not recipe.data.packing:
         return False, False, "`data.packing: false`"
@@ -117,38 +116,12 @@ def _choose_packing(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> tup
     packs = worst <= TOLERANCE[setup.dtype]
     flat, why_flat = _try_flat(recipe, setup, model, documents)
     if flat:
-        quicker, measured = _race(setup, plan, model, packing=packs)
-        if quicker:
-            return True, True, f"{why_flat}; {measured}"
-        disable(model)
-        why_flat = measured
+        return True, True, why_flat
     if not packs:
         why = f"this base lets packed documents see each other (loss differs by {worst:.2g})"
         return False, False, f"{why}; not end to end, because {why_flat}"
     why = f"packed documents do not see each other (loss differs by {worst:.1g})"
     return True, False, f"{why}; padded and masked, because {why_flat}"
-
-
-def _race(setup: Setup, plan: Plan, model: Any, *, packing: bool) -> tuple[bool, str]:
-    """Whether flat rows train clearly faster than padded ones here, and what was measured."""
-    examples = setup.data.train.examples[: plan.rows_per_step]
-    total = list(accumulate_lengths(example.length for example in examples))
-    examples = examples[: max(1, sum(length <= RACED_TOKENS for length in total))]
-    width = max(example.length for example in examples)
-    rows = Layout(packing, plan.micro_rows, setup.pad_id)
-    flat = Layout(packing, plan.micro_rows, setup.pad_id, True, plan.micro_rows * width)
-    updates = [make_update(examples, layout) for layout in (rows, flat)]
-    best = [math.inf, math.inf]
-    for timed in (False, True, True):  # the first round warms up
-        for number, update in enumerate(updates):
-            started = time.perf_counter()
-            accumulate(model.train(), update, setup.device, seed=0)
-            if timed:
-                best[number] = min(best[number], time.perf_counter() - started)
-            model.zero_grad(set_to_none=True)
-    padded, end_to_end = best
-    measured = f"{1000 * end_to_end:.0f} ms end to end, {1000 * padded:.0f} ms padded"
-    return end_to_end < CLEARLY * padded, f"a step of {len(examples)} rows took {measured}"
 
 
 def _try_flat(
@@ -157,6 +130,9 @@ def _try_flat(
     """Switch flat rows on if this very model computes in them what it does alone."""
     if recipe.train.fast.flat == "off":
         return False, "`train.fast.flat: off`"
+    width = int(model.config.get_text_config().hidden_size)
+    if width < FLAT_WIDTH:
+        return False, f"a width of {width} is below {FLAT_WIDTH}, where it does not pay"
     if reason := enable(model):
         return False, reason
     try:

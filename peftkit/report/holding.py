@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
-GLANCES = 25
+GLANCES = 250
 """How often, 20 ms apart, a holder is asked for its name that has not written it yet."""
 
 _open_locks: set[int] = set()

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 
 SERVER = Path(__file__).with_name("fork_server.py")
+PATIENCE = 240
 STEPS = 12
+STEP = "peftkit.train.loop:train"
+"""Called for each step, as it begins."""
 COLORS = ("red", "green", "blue", "white", "black", "gray", "pink", "brown")
 
 
@@ -68,7 +73,7 @@ def write_recipe(folder: Path, base: Path) -> Path:
     """A run of 12 steps that has everything which could go wrong on resume.
 
     Dropout, packing, micro-batches, several epochs, evaluation in between, and a save at every
-    third step.
+    third step. Nothing is left to be chosen by its speed, which would be another choice each time.
     """
     rows = [
         {
@@ -94,10 +99,30 @@ train:
   save_every: 3
   keep: 2
   threads: 1
+  fast: {{flat: off}}
 evaluate: {{every: 4, samples: 1, rows: 4}}
 """
     )
     return recipe
+
+
+def at(place: str, nth: int = 1, *, after: tuple[str, int] | None = None, do: Any) -> Any:
+    """Something to do to a run at a call of a function: the `nth`, counted from another on."""
+    return {"at": place, "nth": nth, "do": do, "after": after and list(after)}
+
+
+def killed_in_step(step: int) -> Any:
+    """SIGKILL once a step has begun."""
+    return at(STEP, step, do=["signal", signal.SIGKILL])
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > end:
+            pytest.fail(f"never came: {what}")
+        time.sleep(0.01)
 
 
 def digest(run: Path) -> str:
@@ -115,6 +140,12 @@ def outcome(run: Path) -> tuple[str, Sequence[Any], Sequence[Any]]:
     return digest(run), steps, [(line["step"], line["loss"]) for line in logs[1]]
 
 
+def taken(run: Path) -> list[str]:
+    """The logged lines of the steps that were taken."""
+    log = run / "steps.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
+
+
 def leftovers(run: Path) -> list[str]:
     """What a save that did not come to its end would leave."""
     return sorted(str(path.relative_to(run)) for path in run.rglob("*.tmp-*"))
@@ -130,8 +161,3 @@ def can_mount(folder: Path) -> bool:
     """Whether this process may mount a small file system at `folder`, which stays mounted."""
     command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0755", "tmpfs", str(folder)]
     return os.geteuid() == 0 and subprocess.run(command, check=False).returncode == 0
-
-
-def full_set(parametrized: object) -> Any:
-    """Marks a case of the full set, which `make faults` runs and `make test` leaves out."""
-    return pytest.param(parametrized, marks=pytest.mark.faults)

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -120,22 +121,46 @@ ACTIONS: dict[str, Callable[..., Any]] = {
 
 
 def watch_calls(points: list[Order]) -> None:
-    """Act at the named calls of this process."""
-    waiting = [dict(point, left=point["nth"]) for point in points]
+    """Act at the named calls of this process, each counted once the one it comes after is seen.
+
+    A generator is called again for each thing it yields: `train`, once a step.
+    """
+    waiting = [
+        Point(point["at"], point["nth"], point["do"], point.get("after")) for point in points
+    ]
 
     def see(frame: FrameType, event: str, _: object) -> None:
         if event != "call":
             return
         place = f"{frame.f_globals.get('__name__')}:{frame.f_code.co_name}"
-        for point in [point for point in waiting if point["at"] in (place, "*")]:
-            point["left"] -= 1
-            if not point["left"]:
-                waiting.remove(point)
-                act(*point["do"])
+        due = [point for point in waiting if point.reached(place)]
+        for point in due:
+            waiting.remove(point)
+            act(*point.do)
         if not waiting:
             sys.setprofile(None)
 
     sys.setprofile(see)
+
+
+@dataclass
+class Point:
+    """A call at which something is done to a run."""
+
+    at: str
+    left: int
+    do: list[Any]
+    after: list[Any] | None = None
+
+    def reached(self, place: str) -> bool:
+        """Whether a call of `place` is the one."""
+        if self.after is not None:
+            self.after[1] -= place == self.after[0]
+            self.after = self.after if self.after[1] else None
+        elif self.at in (place, "*"):
+            self.left -= 1
+            return not self.left
+        return False
 
 
 def attach_streams(order: Order) -> None:

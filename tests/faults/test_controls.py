@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import Forks, digest, outcome
+from fault_runs import STEP, Forks, at, digest, outcome
 
 pytestmark = pytest.mark.slow
 BROKEN = {
@@ -21,7 +21,7 @@ BROKEN = {
 @pytest.fixture(scope="module")
 def stopped(forks: Forks, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("stopped") / "run"
-    point = {"at": "peftkit.train.loop:accumulate", "nth": 7, "do": ["signal", signal.SIGTERM]}
+    point = at(STEP, 7, do=["signal", signal.SIGTERM])
     assert forks.finish(recipe, run, points=[point]).code == 143
     return run
 

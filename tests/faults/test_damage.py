@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fault_runs import Forks, outcome
+from fault_runs import Forks, killed_in_step, outcome
 from safetensors.torch import load_file, save_file
 
 from peftkit.train.checkpoint import MANIFEST, MOMENTS, STATE, WEIGHTS, newest_checkpoint, seal
@@ -121,8 +121,7 @@ def restep(folder: Path, step: int) -> None:
 def stopped(forks: Forks, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after step 6, with checkpoints of steps 3 and 6."""
     run = tmp_path_factory.mktemp("stopped") / "run"
-    point = {"at": "peftkit.train.loop:accumulate", "nth": 7, "do": ["signal", signal.SIGKILL]}
-    assert forks.finish(recipe, run, points=[point]).code == -signal.SIGKILL
+    assert forks.finish(recipe, run, points=[killed_in_step(7)]).code == -signal.SIGKILL
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
         "step-000003",
         "step-000006",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import Forks, can_mount, leftovers, outcome, saved
+from fault_runs import Forks, at, can_mount, leftovers, outcome, saved
 
 pytestmark = pytest.mark.slow
 OFFSETS = 10
@@ -61,9 +61,8 @@ def fill_up(
 ) -> tuple[Any, ...]:
     """How a run ends that ran out of room at a call, said so, and kept what was saved before."""
     run = disk.folder / "run"
-    at, nth = place
-    full = {"at": at, "nth": nth, "do": disk.out_of_room(left)}
-    copy = {"at": at, "nth": nth, "do": ["copy", str(run), str(before)]}
+    copy = at(*place, do=["copy", str(run), str(before)])
+    full = at(*place, do=disk.out_of_room(left))
     done = forks.finish(recipe, run, points=[copy, full])
     assert done.code == 74, done.told
     assert "error: cannot write `" in done.told
@@ -132,7 +131,7 @@ def test_a_limit_to_the_size_of_files(
 ) -> None:
     """As a quota does, it stops one file and leaves room for others."""
     run = tmp_path / "run"
-    point = {"at": SAVE, "nth": 2, "do": ["limit", 20_000]}
+    point = at(SAVE, 2, do=["limit", 20_000])
     done = forks.finish(recipe, run, points=[point])
     assert done.code == 74, done.told
     assert "file too large; " in done.told
@@ -149,8 +148,8 @@ def test_too_little_room_is_said_before_the_model_is_loaded(
     if not disk.mounted:
         pytest.skip("only root may mount a small file system")
     points = [
-        {"at": "peftkit.pipeline.plan:make_plan", "nth": 1, "do": disk.out_of_room(2**20)},
-        {"at": "peftkit.base.load:load_base", "nth": 1, "do": ["exit", 99]},
+        at("peftkit.pipeline.plan:make_plan", do=disk.out_of_room(2**20)),
+        at("peftkit.base.load:load_base", do=["exit", 99]),
     ]
     done = forks.finish(recipe, disk.folder / "run", points=points)
     assert done.code == 74, done.told

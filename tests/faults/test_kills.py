@@ -1,5 +1,6 @@
 """Killed at any moment, a run ends as if it had not been, when the same command is given again."""
 
+import json
 import os
 import random
 import shutil
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import Forks, leftovers, outcome
+from fault_runs import STEP, Forks, at, digest, killed_in_step, leftovers, outcome, taken
 
 pytestmark = pytest.mark.slow
 PLACES = [
     ("peftkit.base.load:load_base", 1),
     ("peftkit.pipeline.identity:write_lock", 1),
-    ("peftkit.train.loop:accumulate", 2),
+    (STEP, 2),
     ("peftkit.evaluate.losses:measure_losses", 2),
     ("peftkit.train.checkpoint:rotate", 2),
     ("peftkit.adapters.store:_save_peft", 1),
@@ -31,12 +32,30 @@ def test_killed_at_a_call(
     forks: Forks, recipe: Path, whole: Path, tmp_path: Path, place: str, nth: int
 ) -> None:
     run = tmp_path / "run"
-    point = {"at": place, "nth": nth, "do": ["signal", signal.SIGKILL]}
+    point = at(place, nth, do=["signal", signal.SIGKILL])
     assert forks.finish(recipe, run, points=[point]).code == -signal.SIGKILL
     again = forks.finish(recipe, run)
     assert again.code == 0, again.told
     assert outcome(run) == outcome(whole)
     assert leftovers(run) == []
+
+
+def test_what_was_chosen_by_its_speed_stays_chosen(
+    forks: Forks, recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Documents end to end, and a resume whose own measurement could say otherwise."""
+    lock = json.loads((whole / "lock.json").read_text())
+    lock["choices"]["flat"] = True
+    runs = [tmp_path / name for name in ("left alone", "killed")]
+    for run in runs:
+        run.mkdir()
+        (run / "lock.json").write_text(json.dumps(lock))
+    assert forks.finish(recipe, runs[0]).code == 0
+    assert forks.finish(recipe, runs[1], points=[killed_in_step(8)]).code == -signal.SIGKILL
+    again = forks.finish(recipe, runs[1])
+    assert again.code == 0, again.told
+    assert outcome(runs[1]) == outcome(runs[0])
+    assert digest(runs[0]) != digest(whole)
 
 
 @pytest.mark.faults
@@ -79,7 +98,7 @@ def test_killed_five_times_in_one_run(
         draw = random.Random(number)
         run = tmp_path / f"run{number}"
         for _ in range(5):
-            point = {"at": "*", "nth": draw.randint(1, 400_000), "do": ["signal", signal.SIGKILL]}
+            point = at("*", draw.randint(1, 400_000), do=["signal", signal.SIGKILL])
             assert forks.finish(recipe, run, points=[point]).code in (0, -signal.SIGKILL)
         again = forks.finish(recipe, run)
         assert again.code == 0, again.told
@@ -96,8 +115,3 @@ def test_a_fork_ends_as_a_process_of_its_own_does(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path) == outcome(whole)
-
-
-def taken(run: Path) -> list[str]:
-    log = run / "steps.jsonl"
-    return log.read_text().splitlines() if log.exists() else []

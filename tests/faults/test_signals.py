@@ -4,26 +4,26 @@ import os
 import pty
 import select
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import Forks, leftovers, outcome, saved
+from fault_runs import STEP, Forks, at, leftovers, outcome, saved, taken, until
 
 pytestmark = pytest.mark.slow
+MEASURE = "peftkit.evaluate.losses:measure_losses"
 PHASES = {
-    "reading the data": ("peftkit.data.prepare:prepare_data", 1),
-    "loading the base": ("peftkit.base.load:load_base", 1),
-    "the first evaluation": ("peftkit.evaluate.losses:measure_losses", 1),
-    "a step": ("peftkit.train.loop:accumulate", 5),
-    "an evaluation in between": ("peftkit.evaluate.losses:measure_losses", 2),
-    "a save": ("peftkit.train.checkpoint:_moments", 2),
-    "old ones being removed": ("peftkit.train.checkpoint:rotate", 3),
-    "the last step": ("peftkit.train.loop:accumulate", 12),
-    "the save of the adapter": ("peftkit.adapters.store:_save_peft", 1),
-    "the last evaluation": ("peftkit.evaluate.losses:measure_losses", 4),
-    "the report": ("peftkit.report.page:build_page", 1),
+    "reading the data": ("peftkit.data.prepare:prepare_data", 1, None),
+    "loading the base": ("peftkit.base.load:load_base", 1, None),
+    "the first evaluation": (MEASURE, 1, None),
+    "a step": (STEP, 5, None),
+    "an evaluation in between": (MEASURE, 1, (STEP, 4)),
+    "a save": ("peftkit.train.checkpoint:_moments", 2, None),
+    "old ones being removed": ("peftkit.train.checkpoint:rotate", 3, None),
+    "the last step": (STEP, 12, None),
+    "the save of the adapter": ("peftkit.adapters.store:_save_peft", 1, None),
+    "the last evaluation": (MEASURE, 1, ("peftkit.adapters.store:save_adapter", 1)),
+    "the report": ("peftkit.report.page:build_page", 1, None),
 }
 SAVED = {
     "a step": 5,
@@ -57,8 +57,9 @@ CASES = [
 ]
 
 
-def heard(place: tuple[str, int], number: int) -> dict[str, Any]:
-    return {"at": place[0], "nth": place[1], "do": ["signal", number]}
+def heard(phase: str, number: int) -> Any:
+    place, nth, after = PHASES[phase]
+    return at(place, nth, after=after, do=["signal", number])
 
 
 @pytest.mark.parametrize(("phase", "number"), CASES)
@@ -72,7 +73,7 @@ def test_a_signal_saves_and_stops(
     record_property: Any,
 ) -> None:
     run = tmp_path / "run"
-    done = forks.finish(recipe, run, points=[heard(PHASES[phase], number)])
+    done = forks.finish(recipe, run, points=[heard(phase, number)])
     assert done.code == 128 + number, done.told
     assert f"stopped by {number.name}: " in done.told
     assert leftovers(run) == []
@@ -92,9 +93,9 @@ def test_a_second_signal_quits_at_once(
     run = tmp_path / "run"
     copy = ["copy", str(run), str(tmp_path / "before")]
     points = [
-        {"at": "peftkit.train.checkpoint:save_checkpoint", "nth": 2, "do": copy},
-        heard(PHASES["a save"], signal.SIGTERM),
-        heard(("peftkit.train.checkpoint:_describe", 2), signal.SIGINT),
+        at("peftkit.train.checkpoint:save_checkpoint", 2, do=copy),
+        heard("a save", signal.SIGTERM),
+        at("peftkit.train.checkpoint:_describe", 2, do=["signal", signal.SIGINT]),
     ]
     done = forks.finish(recipe, run, points=points)
     assert done.code == 130, done.told
@@ -111,13 +112,11 @@ def test_a_terminal_that_is_closed(forks: Forks, recipe: Path, whole: Path, tmp_
     """It sends SIGHUP, and from then on nothing can be written to it."""
     run = tmp_path / "run"
     gate = tmp_path / "closed"
-    wait = {"at": "peftkit.train.loop:accumulate", "nth": 5, "do": ["await", str(gate)]}
+    wait = at(STEP, 5, do=["await", str(gate)])
     ours, theirs = pty.openpty()
     started = forks.start(recipe, run, terminal=os.ttyname(theirs), points=[wait])
     os.set_blocking(ours, False)
-    while not (run / "steps.jsonl").exists() or len((run / "steps.jsonl").read_text()) < 4:
-        drain(ours)
-        time.sleep(0.01)
+    until(lambda: drain(ours) or len(taken(run)) == 4, "the fourth step")
     os.close(ours)
     os.close(theirs)
     gate.touch()

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import Forks, outcome
+from fault_runs import Forks, at, outcome, until
 
 pytestmark = pytest.mark.slow
 STARTS = 100
@@ -19,12 +18,12 @@ def test_one_of_a_hundred_runs(
     run = tmp_path / "run"
     start, finish = tmp_path / "start", tmp_path / "finish"
     # Whoever gets the folder waits in it, so that no other comes only after the run has ended.
-    inside = {"at": "peftkit.pipeline.finetune:prepare", "nth": 1, "do": ["await", str(finish)]}
+    inside = at("peftkit.pipeline.finetune:prepare", do=["await", str(finish)])
     order = {"first": [["await", str(start)]], "points": [inside]}
     started = [forks.start(recipe, run, **order) for _ in range(STARTS)]
     start.touch()
-    while sum(log.stat().st_size > 0 and "hint" in log.read_text() for _, log in started) < 99:
-        time.sleep(0.05)
+    logs = [log for _, log in started]
+    until(lambda: sum("hint" in log.read_text() for log in logs) == STARTS - 1, "99 refusals")
     finish.touch()
     done = [forks.wait(one) for one in started]
     codes = sorted(one.code for one in done)
@@ -40,7 +39,7 @@ def test_the_lock_of_a_killed_run_holds_nobody_up(
     forks: Forks, recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    point = {"at": "peftkit.base.load:load_base", "nth": 1, "do": ["signal", signal.SIGKILL]}
+    point = at("peftkit.base.load:load_base", do=["signal", signal.SIGKILL])
     assert forks.finish(recipe, run, points=[point]).code == -signal.SIGKILL
     assert (run / ".lock").read_text()
     again = forks.finish(recipe, run)

@@ -46,7 +46,7 @@ def write_rows(path: Path, count: int, *, offset: int = 0) -> Path:
 def recipe(tmp_path: Path, tiny_llama: Path) -> Path:
     """A recipe of 12 steps on the tiny base, with test rows and something to remember."""
     write_rows(tmp_path / "train.jsonl", 64)
-    write_rows(tmp_path / "test.jsonl", 12, offset=1000)
+    write_rows(tmp_path / "test.jsonl", 24, offset=1000)
     (tmp_path / "general.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
     path = tmp_path / "recipe.yaml"
     path.write_text(

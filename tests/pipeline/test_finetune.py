@@ -46,7 +46,7 @@ def test_a_run_leaves_a_complete_folder(recipe: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in evaluations] == [0, 5, 10, 12]
     metrics = run.metrics
     assert metrics["validation"]["loss"] < metrics["baselines"]["base"]["loss"]
-    assert metrics["test"]["rows"] == 12
+    assert metrics["test"]["rows"] == 24
     assert metrics["difference"]["test"]["loss"]["high"] < 0
     assert metrics["verdict"]["helped"] == "yes"
     assert [item["source"] for item in metrics["remember"]] == ["general.txt"]

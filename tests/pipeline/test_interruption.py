@@ -48,7 +48,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def long_recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough steps that a signal always comes before the last one."""
+    """Enough steps that a signal always comes before the last one; nothing chosen by its speed."""
     folder = tmp_path_factory.mktemp("long")
     (folder / "text.txt").write_text(
         "\n".join(f"Line {n} tells of the {n * 7 % 31} hats of number {n}." for n in range(900))
@@ -59,7 +59,14 @@ def long_recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 base: {{model: {tiny_llama}}}
 adapter: {{rank: 4, dropout: 0.1}}
 data: {{train: {{source: text.txt, format: text}}, max_length: 64}}
-train: {{steps: 150, batch: {{rows: 8}}, learning_rate: 1e-2, save_every: 20, keep: 2}}
+train:
+  steps: 150
+  batch: {{rows: 8}}
+  learning_rate: 1e-2
+  save_every: 20
+  keep: 2
+  threads: 1
+  fast: {{flat: off}}
 evaluate: {{every: 30, samples: 1, rows: 16}}
 """
     )

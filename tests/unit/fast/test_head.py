@@ -128,10 +128,9 @@ def test_documents_that_share_a_row_stay_apart() -> None:
 
 
 def test_documents_of_a_flat_row_stay_apart_and_pass_the_gate() -> None:
-    """Their lengths travel beside the batch, and are cut with it."""
+    """Here only their lengths, which travel beside the batch and are cut with it, tell them."""
     model, batch = adapt(), batch_of(rows=1, time=90, density=0.9)
-    places = torch.cat([torch.arange(30), torch.arange(50), torch.arange(10)])[None]
-    flat = replace(batch, positions=places, lengths=(30, 50, 10))
+    flat = replace(batch, lengths=(30, 50, 10))
     assert enable(model) is None
     head = found_head(model)
     ours, theirs = head_token_losses(model, flat, head), token_losses(model, flat)
