@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from peftkit import __version__
@@ -105,9 +106,19 @@ def refuse_fewer_steps(checkpoint: Checkpoint, steps: int) -> None:
         )
 
 
+def with_versions(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the run that it is of."""
+    return {**identity, "versions": _versions()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return describe_versions()
+
+
 def changed_versions(checkpoint: Checkpoint) -> list[str]:
     """Versions that are no longer those a checkpoint was saved under, as lines."""
-    old, new = checkpoint.digests.get("versions", {}), describe_versions()
+    old, new = checkpoint.digests.get("versions", {}), _versions()
     names = sorted({*old, *new})
     return [
         f"{name} {old.get(name, 'not there')} -> {new.get(name, 'not there')}"
@@ -164,7 +175,7 @@ def write_lock(
         {"peftkit": __version__}
         | dict(identity)
         | {
-            "versions": describe_versions(),
+            "versions": _versions(),
             "machine": describe_machine(),
             "choices": choices.facts,
         }

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.attach import trainable
-from peftkit.base.machine import describe_versions
 from peftkit.data.batch import Layout, stream_updates
 from peftkit.evaluate.losses import choose_rows, measure_losses
+from peftkit.pipeline.identity import with_versions
 from peftkit.pipeline.signals import Interrupted, stopped
 from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.train.checkpoint import restore, save_checkpoint
@@ -124,7 +124,7 @@ def _save(
         step,
         parameters,
         optimizer,
-        digests={**job.identity, "versions": describe_versions()},
+        digests=with_versions(job.identity),
         keep=job.recipe.train.keep,
         about={"recipe": job.recipe.model_dump(mode="json")},
     )

@@ -122,8 +122,11 @@ def test_float32_is_as_exact_as_float32() -> None:
     assert_right(draw(LONG, dtype=torch.float32), LONG, Rule(0.35), 2e-5)
 
 
-def test_bfloat16_is_about_as_exact_as_attention_that_makes_every_weight() -> None:
-    lengths, rule = (5, 130, 64, 290), Rule(0.25)
+@pytest.mark.parametrize("lengths", [(5, 130, 64, 290), (1024,)])
+def test_bfloat16_is_about_as_exact_as_attention_that_makes_every_weight(
+    lengths: tuple[int, ...],
+) -> None:
+    rule = Rule(0.25)
     exact = draw(lengths, width=16)
     rounded: Triple = draw(lengths, width=16, dtype=torch.bfloat16)
     wanted = differentiate(expected(exact, lengths, rule), exact)
