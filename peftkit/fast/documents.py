@@ -243,7 +243,7 @@ def _cut(length: int) -> Iterator[tuple[int, int]]:
 def arrange(
     lengths: tuple[int, ...], heads: int, key_heads: int, item_bytes: int, device: torch.device
 ) -> Arrangement:
-    """How documents of these lengths go into bundles; numbers of fewer `item_bytes` into fewer."""
+    """How documents of these lengths go into bundles of numbers that take `item_bytes` each."""
     gathered = list(_gather(lengths, SCORES // (heads * item_bytes)))
     group = heads // key_heads
     queries, keys = (_find_rows(gathered, lengths, key_heads, width) for width in (group, 1))

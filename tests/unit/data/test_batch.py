@@ -15,6 +15,8 @@ from peftkit.data.example import IGNORED, Example
 PAD = 0
 ONE_A_ROW = Layout(packing=False, micro_rows=3, pad_id=PAD)
 PACKED = Layout(packing=True, micro_rows=2, pad_id=PAD)
+FLAT = Layout(packing=False, micro_rows=1, pad_id=PAD, flat=True, micro_tokens=9)
+LAYOUTS = [ONE_A_ROW, PACKED, FLAT]
 
 
 @some.composite
@@ -118,8 +120,35 @@ def test_a_batch_moves_as_a_whole() -> None:
         there = collate(rows, PAD).to(torch.device("meta"))
         assert isinstance(there, Batch)
         assert there.real_tokens == 5
+        assert there.lengths is None
         assert (there.positions is None) == (len(rows) == 2)
         assert {there.inputs.device.type, there.targets.device.type} == {"meta"}
+
+
+@given(found=some.lists(documents(), min_size=1, max_size=20), micro=some.integers(0, 30))
+def test_a_flat_row_is_documents_end_to_end_and_nothing_else(
+    found: list[Example], micro: int
+) -> None:
+    layout = Layout(packing=False, micro_rows=1, pad_id=PAD, flat=True, micro_tokens=micro)
+    update = make_update(found, layout)
+    for batch in update.micro_batches:
+        assert batch.lengths is not None
+        width = batch.inputs.shape[1]
+        assert batch.inputs.shape == (1, sum(batch.lengths))
+        assert width == batch.real_tokens <= max(micro, *(d.length for d in found))
+        assert batch.positions is not None or len(batch.lengths) == 1
+        assert batch.to(torch.device("meta")).lengths == batch.lengths
+    lengths = [length for batch in update.micro_batches for length in batch.lengths or ()]
+    assert sorted(lengths) == sorted(document.length for document in found)
+    assert update.trained_tokens == sum(document.trained_tokens for document in found)
+    learnt = sum(int(batch.targets.ne(IGNORED).sum()) for batch in update.micro_batches)
+    assert learnt == update.trained_tokens
+
+
+def test_a_flat_row_takes_as_many_documents_as_it_may() -> None:
+    wide = Layout(packing=False, micro_rows=1, pad_id=PAD, flat=True, micro_tokens=10_000)
+    (batch,) = make_update(numbered(40), wide).micro_batches
+    assert batch.lengths == tuple(document.length for document in numbered(40))
 
 
 @given(found=some.lists(documents(), min_size=1, max_size=20), micro=some.integers(1, 5))
@@ -148,7 +177,7 @@ def test_packing_and_micro_batches_change_no_total(found: list[Example], micro: 
     rows=some.integers(1, 30),
     seed=some.integers(0, 99),
     epoch=some.integers(0, 3),
-    layout=some.sampled_from([ONE_A_ROW, PACKED]),
+    layout=some.sampled_from(LAYOUTS),
 )
 def test_every_row_comes_once_an_epoch(
     count: int, rows: int, seed: int, epoch: int, layout: Layout
@@ -164,7 +193,7 @@ def test_every_row_comes_once_an_epoch(
     count=some.integers(1, 12),
     rows=some.integers(1, 30),
     start=some.integers(0, 20),
-    layout=some.sampled_from([ONE_A_ROW, PACKED]),
+    layout=some.sampled_from(LAYOUTS),
 )
 def test_an_update_depends_on_its_number_alone(
     count: int, rows: int, start: int, layout: Layout

@@ -92,10 +92,13 @@ def test_one_of_many_has_it(start: Start, prefix: str) -> None:
 
 def test_a_forked_child_does_not_keep_it(start: Start, tmp_path: Path) -> None:
     """A data worker may outlive the run that forked it."""
-    child = "child = os.fork() or time.sleep(600)\n    print(child, flush=True)"
-    holder = start(inside=child)
-    pid = int(said(holder))
-    said(holder)
+    fork = (
+        "child = os.fork()\n    print(child or 'forked', flush=True)\n    child or time.sleep(600)"
+    )
+    holder = start(inside=fork)
+    told = {said(holder).strip() for _ in range(3)}  # parent and child speak in any order
+    assert "forked" in told  # so the child has begun, and let go
+    pid = next(int(line) for line in told if line.isdigit())
     holder.kill()
     holder.wait()
     os.kill(pid, 0)  # it lives, and holds nothing
