@@ -31,6 +31,14 @@ with hold(Path(sys.argv[1])):
     print("held", os.getpid(), flush=True)
     sys.stdin.read()
 """
+FORK = """begun, begin = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(begin, b".")
+        time.sleep(600)
+    os.read(begun, 1)
+    print(child, flush=True)"""
+"""A child that has begun, and so let go of the folder, before its parent goes on."""
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -92,13 +100,9 @@ def test_one_of_many_has_it(start: Start, prefix: str) -> None:
 
 def test_a_forked_child_does_not_keep_it(start: Start, tmp_path: Path) -> None:
     """A data worker may outlive the run that forked it."""
-    fork = (
-        "child = os.fork()\n    print(child or 'forked', flush=True)\n    child or time.sleep(600)"
-    )
-    holder = start(inside=fork)
-    told = {said(holder).strip() for _ in range(3)}  # parent and child speak in any order
-    assert "forked" in told  # so the child has begun, and let go
-    pid = next(int(line) for line in told if line.isdigit())
+    holder = start(inside=FORK)
+    pid = int(said(holder))
+    said(holder)
     holder.kill()
     holder.wait()
     os.kill(pid, 0)  # it lives, and holds nothing
