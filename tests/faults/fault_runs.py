@@ -73,7 +73,7 @@ def write_recipe(folder: Path, base: Path) -> Path:
     """A run of 12 steps that has everything which could go wrong on resume.
 
     Dropout, packing, micro-batches, several epochs, evaluation in between, and a save at every
-    third step. Nothing is left to be chosen by its speed, which would be another choice each time.
+    third step. Threads are given, because as many as are fastest may be another number each time.
     """
     rows = [
         {
@@ -99,7 +99,6 @@ train:
   save_every: 3
   keep: 2
   threads: 1
-  fast: {{flat: off}}
 evaluate: {{every: 4, samples: 1, rows: 4}}
 """
     )

@@ -48,7 +48,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def long_recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough steps that a signal always comes before the last one; nothing chosen by its speed."""
+    """Enough steps that a signal always comes before the last one; no threads to be timed."""
     folder = tmp_path_factory.mktemp("long")
     (folder / "text.txt").write_text(
         "\n".join(f"Line {n} tells of the {n * 7 % 31} hats of number {n}." for n in range(900))
@@ -66,7 +66,6 @@ train:
   save_every: 20
   keep: 2
   threads: 1
-  fast: {{flat: off}}
 evaluate: {{every: 30, samples: 1, rows: 16}}
 """
     )
