@@ -50,9 +50,9 @@ def compare(shape: str, settings: Settings, folder: Path) -> dict[str, Any]:
     """Equality, memory and speed of every arm on one shape."""
     started = cpu_seconds()
     bases = Bases(SHAPES[shape])
-    makers = list_arms(bases, folder)
-    arms = {name: makers[name]() for name in makers if name in settings.arms}
     documents = draw_documents(settings.docs, SHAPES[shape].vocabulary, seed=DOCUMENT_SEED)
+    makers = list_arms(bases, folder, documents)
+    arms = {name: makers[name]() for name in makers if name in settings.arms}
     densities = {}
     for density in settings.densities:
         densities[f"{density:g}"] = _compare_arms(
@@ -88,14 +88,16 @@ def is_reference(candidate: Arm, arm: Arm) -> bool:
     return exact and candidate.work.layers == arm.work.layers
 
 
-def list_arms(bases: Bases, folder: Path) -> dict[str, Callable[[], Arm]]:
+def list_arms(
+    bases: Bases, folder: Path, documents: Sequence[Example]
+) -> dict[str, Callable[[], Arm]]:
     """Every arm by name, made when it is called."""
     return {
         PLAIN[0]: partial(PlainArm, bases, torch.float32, pad_documents),
         PLAIN[1]: partial(PlainArm, bases, torch.bfloat16, pack_documents),
         TRL[0]: partial(TrlArm, bases, folder, tuned=False),
         TRL[1]: partial(TrlArm, bases, folder, tuned=True),
-    } | {name: partial(OurArm, bases, switches) for name, switches in SWITCHES.items()}
+    } | {name: partial(OurArm, bases, switches, documents) for name, switches in SWITCHES.items()}
 
 
 class Reference:

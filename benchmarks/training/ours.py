@@ -14,8 +14,10 @@ from shapes import RANK, Bases, fill_adapter
 
 from peftkit.adapters.attach import attach, trainable
 from peftkit.base.machine import total_memory
-from peftkit.base.memory import choose_micro_rows, shape_of_config
+from peftkit.base.memory import Load, choose_micro_batch, shape_of_config
 from peftkit.data.batch import Layout, make_update
+from peftkit.fast import lora
+from peftkit.fast.frozen import Kept, find_cut, keep_states
 from peftkit.fast.paths import restore_paths
 from peftkit.fast.varlen import enable
 from peftkit.recipe.sections.adapter import LoraSection
@@ -42,7 +44,13 @@ class Switches:
     update, with that mask; `padded`: a document a row."""
     head: bool = True
     """Loss through the frozen head, or of all logits."""
+    lora: bool = True
+    """LoRA in the base's number format, or as peft has it."""
+    optimizer: bool = True
+    """AdamW over one buffer, or over each parameter."""
     layers: Literal["all", "upper-half"] = "all"
+    kept: bool = False
+    """Whether what the blocks below the adapter compute is kept."""
 
 
 FULL = Switches()
@@ -52,39 +60,49 @@ SWITCHES = {
     "peftkit without flat rows": replace(FULL, rows="packed"),
     "peftkit without packing": replace(FULL, rows="padded"),
     "peftkit with all logits": replace(FULL, head=False),
+    "peftkit with peft's LoRA": replace(FULL, lora=False),
+    "peftkit with plain AdamW": replace(FULL, optimizer=False),
     "peftkit in float32": replace(FULL, dtype=torch.float32),
-    "peftkit with everything off": Switches(torch.float32, rows="padded", head=False),
+    "peftkit with everything off": Switches(
+        torch.float32, rows="padded", head=False, lora=False, optimizer=False
+    ),
     "peftkit on the upper half": replace(FULL, layers="upper-half"),
+    "peftkit on the upper half, cached": replace(FULL, layers="upper-half", kept=True),
 }
 
 
 class OurArm:
     """`peftkit.train.loop.train`, an update at a time."""
 
-    def __init__(self, bases: Bases, switches: Switches) -> None:
+    def __init__(self, bases: Bases, switches: Switches, documents: Sequence[Example]) -> None:
         section = LoraSection(rank=RANK, layers=switches.layers)
         self.model: Any = attach(bases.make(switches.dtype), section, seed=0)
         self.work = _describe_work(bases, switches)
         self._layout = _choose_layout(self.model, switches)
         if switches.rows == "flat" and (reason := enable(self.model)):
             raise RuntimeError(reason)
-        self._paths = restore_paths(self.model, head=switches.head)
+        if switches.lora and (reason := lora.enable(self.model)):
+            raise RuntimeError(reason)
+        kept = _keep(self.model, documents, flat=switches.rows == "flat") if switches.kept else None
+        self._paths = restore_paths(self.model, head=switches.head, kept=kept)
         if switches.head and self._paths.head is None:
             raise RuntimeError("the frozen head is refused")
+        self._switches = switches
         self.reset()
 
     def reset(self) -> None:
         """See `Arm`."""
         parameters = trainable(self.model)
         fill_adapter(parameters)
-        self._optimizer = make_optimizer(parameters, weight_decay=0.0)
+        flat = self._switches.optimizer
+        self._optimizer = make_optimizer(parameters, weight_decay=0.0, flat=flat)
         self._taken = 0
 
     def read(self, documents: Sequence[Example]) -> Reading:
         """See `Arm`."""
         self.model.train()
         update = self._lay_out(documents)
-        loss = accumulate(self.model, update, CPU, seed=0, loss=self._paths.summed)
+        loss = float(accumulate(self.model, update, CPU, seed=0, loss=self._paths.summed))
         return Reading(loss, take_gradients(self.model))
 
     def step(self, documents: Sequence[Example]) -> Timed:
@@ -110,9 +128,11 @@ class OurArm:
 def _choose_layout(model: Any, switches: Switches) -> Layout:
     """As a run chooses it for a large corpus, whose longest document is as long as allowed."""
     sizes = shape_of_config(model.config, sum(p.numel() for p in model.parameters()))
-    rows = choose_micro_rows(
+    rows, _ = choose_micro_batch(
         sizes,
-        rows=LONGEST,
+        Load(sizes.layers, logits=not switches.head),
+        rows=None,
+        most_rows=LONGEST,
         width=LONGEST,
         memory=total_memory(),
         on_gpu=False,
@@ -132,4 +152,14 @@ def _describe_work(bases: Bases, switches: Switches) -> Work:
         return Work(switches.dtype)
     count = bases.shape.layers
     upper = tuple(range(count // 2, count))
-    return Work(switches.dtype, backward=len(upper) / count, layers=upper)
+    share = len(upper) / count
+    forward = share if switches.kept else 1.0
+    return Work(switches.dtype, backward=share, forward=forward, layers=upper)
+
+
+def _keep(model: Any, documents: Sequence[Example], *, flat: bool) -> Kept:
+    """The states of all documents, computed before the clock runs, as a run computes them once."""
+    cut = find_cut(model)
+    if isinstance(cut, str):
+        raise RuntimeError(cut)
+    return keep_states(model, documents, cut, base="random", flat=flat)

@@ -26,7 +26,7 @@ from record import write_result
 from shapes import SHAPES
 from trl_arm import find_trl
 
-from peftkit.base.load import choose_dtype
+from peftkit.base.dtype import choose_dtype
 from peftkit.recipe.sections.base import BaseSection
 
 HERE = Path(__file__).parent
@@ -44,8 +44,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Cold means cold: no kernel that an earlier run compiled is at hand.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"
+        os.environ["PEFTKIT_CACHE"] = f"{folder}/kept"
         shapes = {shape: compare(shape, settings, Path(folder)) for shape in given.shape}
-    auto = choose_dtype(BaseSection(model="builtin:tiny"), torch.device("cpu"))
+    section, config = BaseSection(model="builtin:tiny"), SHAPES["M"].config
+    config.dtype = "bfloat16"
+    auto = choose_dtype(section, torch.device("cpu"), config)
     facts = {"settings": asdict(settings), "left_out": left_out, "dtype_of_a_run": auto}
     if not problem:
         facts["trl"] = version("trl")

@@ -33,6 +33,8 @@ FIGURES = (
     Figure("peftkit", "peftkit with a dense mask", {"1": 1.6}),
     Figure("peftkit", "peftkit with all logits", {}),
     Figure("peftkit", "peftkit without packing", {}),
+    Figure("peftkit", "peftkit with peft's LoRA", {}),
+    Figure("peftkit", "peftkit with plain AdamW", {}),
     Figure("peftkit", "peftkit in float32", {}),
     Figure("peftkit on the upper half", "peftkit", {"1": 1.25, "0.25": 1.3}),
     Figure("peftkit on the upper half, cached", "peftkit", {"1": 1.6, "0.25": 1.75}),
@@ -64,7 +66,7 @@ def render(path: Path) -> str:
         + ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
         + f"; {measured['settings']['docs']} documents an epoch, "
         + f"{measured['settings']['rounds']} warm epochs an arm. "
-        + f"`base.dtype: auto` means {measured['dtype_of_a_run']} there.",
+        + f"`base.dtype: auto` means {' there: '.join(measured['dtype_of_a_run'])}.",
         *(f"Left out: {arm} ({why})." for arm, why in measured["left_out"].items()),
         "",
     ]

@@ -38,7 +38,8 @@ def write_weights(
             hint="lower `train.learning_rate` or raise `train.warmup`, and give the same command "
             "with `--fresh`; what was saved before is finite",
         )
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses tensors that share memory, as those of one flat buffer do.
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         save_file(kept, path, metadata=metadata)
     except SafetensorError as problem:

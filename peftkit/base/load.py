@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from peftkit.base.dtype import DTYPES, choose_dtype
 from peftkit.base.finite import first_not_finite
 from peftkit.base.locate import GENERATION, Origin, locate, read_json
 from peftkit.base.upstream import quiet
@@ -17,12 +18,6 @@ from peftkit.errors import InputError
 
 if TYPE_CHECKING:
     from peftkit.recipe.sections.base import BaseSection
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +44,12 @@ class Base:
         return found if isinstance(found, int) else None
 
 
-def choose_dtype(section: BaseSection, device: torch.device) -> str:
-    """The name of the number format of the frozen weights."""
-    if section.dtype != "auto":
-        return section.dtype
-    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+def settle_dtype(
+    section: BaseSection, origin: Origin, device: torch.device, *, frozen: bool = True
+) -> tuple[BaseSection, str]:
+    """The section with its number format settled, and why it is that one."""
+    name, why = choose_dtype(section, device, _config(origin), frozen=frozen)
+    return section.model_copy(update={"dtype": name}), why
 
 
 def load_base(
@@ -61,7 +57,9 @@ def load_base(
 ) -> Base:
     """What the recipe's `base` section names, frozen, in evaluation mode, on its device."""
     origin = origin or locate(section)
-    dtype = DTYPES[choose_dtype(section, device)]
+    if section.dtype == "auto":
+        section, _ = settle_dtype(section, origin, device)
+    dtype = DTYPES[section.dtype]
     with quiet():
         if section.weights == "random":
             model = _random_model(origin, dtype, seed)

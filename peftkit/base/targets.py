@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -57,6 +57,21 @@ def count_blocks(model: Any) -> int:
     """How many blocks the model is stacked from."""
     numbers = {int(match[1]) for name in linear_layers(model) if (match := BLOCK.search(name))}
     return max(numbers) + 1 if numbers else 0
+
+
+def first_block(names: Iterable[str]) -> int:
+    """The lowest block that parameters of these names are in; 0 where one is in no block."""
+    matches = [BLOCK.search(name) for name in names]
+    return min((int(match[1]) if match else 0 for match in matches), default=0)
+
+
+def list_blocks(model: Any) -> list[Any]:
+    """The blocks that the model is stacked from, lowest first."""
+    found = {}
+    for name in linear_layers(model):
+        if match := BLOCK.search(name):
+            found[int(match[1])] = name[: match.end() - 1]
+    return [model.get_submodule(found[number]) for number in sorted(found)]
 
 
 def choose_blocks(model: Any, wanted: str | Sequence[int]) -> list[int] | None:

@@ -34,12 +34,14 @@ class Batch:
     real_tokens: int
     lengths: tuple[int, ...] | None = None
     """Of the documents, where the batch is one flat row of them; else None."""
+    documents: tuple[tuple[Example, ...], ...] = ()
+    """What stands in each row, one after the other from its start."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         positions = None if self.positions is None else self.positions.to(device)
         inputs, targets = self.inputs.to(device), self.targets.to(device)
-        return Batch(inputs, targets, positions, self.real_tokens, self.lengths)
+        return replace(self, inputs=inputs, targets=targets, positions=positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         torch.from_numpy(targets),
         None if alone else torch.from_numpy(positions),
         real,
+        documents=tuple(tuple(row) for row in rows),
     )
 
 

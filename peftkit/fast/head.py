@@ -64,7 +64,7 @@ def check_head(model: Any, batch: Batch, head: Head) -> float:
     Without dropout, on one row of `batch` up to its first `CHECKED_TOKENS` trained tokens. A sound
     head stays within `TOLERANCE`. NaN, which is within nothing, where no token is trained.
     """
-    row, backbone = _cut_row(batch), unwrap(model).base_model
+    row, backbone = cut_row(batch), unwrap(model).base_model
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -102,7 +102,7 @@ def _read_scale(plain: Any, name: str) -> float:
     return float(config.logits_scaling if multiplies else 1 / config.logits_scaling)
 
 
-def _cut_row(batch: Batch) -> Batch:
+def cut_row(batch: Batch) -> Batch:
     """The row with most to train, up to its first `CHECKED_TOKENS` trained tokens."""
     trained = batch.targets != IGNORED
     row = int(trained.sum(dim=1).argmax())

@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from peftkit.fast.head import TOLERANCE, check_head, find_head, head_loss, head_token_losses
+from peftkit.fast import lora
+from peftkit.fast.frozen import Kept, check_feeding, feeding, find_cut
+from peftkit.fast.head import (
+    TOLERANCE,
+    check_head,
+    cut_row,
+    find_head,
+    head_loss,
+    head_token_losses,
+)
 from peftkit.fast.loss import summed_loss, token_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from peftkit.data.batch import Batch
     from peftkit.fast.chunked import Head
+    from peftkit.fast.frozen import Cut
     from peftkit.recipe.sections.train import FastSection
+
+
+PATHS = {
+    "flat": "documents end to end",
+    "head": "loss through the frozen head where tokens are trained",
+    "lora": "LoRA in the base's number format",
+    "frozen": "states below the adapter kept",
+    "optimizer": "AdamW over one buffer",
+}
+"""Every fast path by its key under `train.fast`, and what it is called."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The fast paths that are on; without any, everything goes the plain way."""
+    """The fast paths of the loss that are on; without any, everything goes the plain way."""
 
     head: Head | None = None
+    kept: Kept | None = None
 
-    @property
-    def summed(self) -> Callable[[Any, Batch], Tensor]:
+    def summed(self, model: Any, batch: Batch) -> Tensor:
         """The summed loss of a batch, for training."""
-        return summed_loss if self.head is None else partial(_by_head, self.head)
+        kept = self.kept
+        with nullcontext() if kept is None else feeding(kept.cut, kept.gather(batch)):
+            if self.head is None:
+                return summed_loss(model, batch)
+            return head_loss(model, batch, self.head)
 
-    @property
-    def each(self) -> Callable[[Any, Batch], Tensor]:
+    def each(self, model: Any, batch: Batch) -> Tensor:
         """The loss of each position of a batch, for evaluation."""
-        return token_losses if self.head is None else partial(_each_by_head, self.head)
+        if self.head is None:
+            return token_losses(model, batch)
+        return head_token_losses(model, batch, self.head)
+
+
+def choose_lora(model: Any, section: FastSection) -> tuple[bool, str]:
+    """Whether LoRA layers train in the base's own number format, and the reason."""
+    if section.lora == "off":
+        return False, "`train.fast.lora: off`"
+    if reason := lora.enable(model):
+        return False, reason
+    return True, "every LoRA layer is a plain one on a plain linear layer"
 
 
 def choose_head(model: Any, section: FastSection, batch: Batch) -> tuple[Head | None, str]:
@@ -49,15 +81,24 @@ def choose_head(model: Any, section: FastSection, batch: Batch) -> tuple[Head | 
     return head, f"losses and gradients differ from the plain path by {error:.1g}"
 
 
-def restore_paths(model: Any, *, head: bool) -> Paths:
+def choose_frozen(model: Any, section: FastSection, batch: Batch) -> tuple[Cut | None, str]:
+    """Where the frozen layers end if what they compute may be kept, and the reason."""
+    if section.frozen == "off":
+        return None, "`train.fast.frozen: off`"
+    cut = find_cut(model)
+    if isinstance(cut, str):
+        return None, cut
+    try:
+        error = check_feeding(model, cut_row(batch), cut)
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as problem:
+        return None, f"its upper blocks need more than states: {str(problem) or type(problem)}"
+    dtype = next(model.parameters()).dtype
+    if not error <= TOLERANCE[dtype]:
+        return None, f"a pass from there on differs by {error:.2g}: more than states is passed on"
+    return cut, f"{cut.first} of {len(cut.blocks)} blocks stand below the first adapter"
+
+
+def restore_paths(model: Any, *, head: bool, kept: Kept | None = None) -> Paths:
     """The paths that a run was locked to, so that a resumed run takes the same ones."""
     found = find_head(model) if head else None
-    return Paths(None if isinstance(found, str) else found)
-
-
-def _by_head(head: Head, model: Any, batch: Batch) -> Tensor:
-    return head_loss(model, batch, head)
-
-
-def _each_by_head(head: Head, model: Any, batch: Batch) -> Tensor:
-    return head_token_losses(model, batch, head)
+    return Paths(None if isinstance(found, str) else found, kept)

@@ -9,17 +9,24 @@ import torch
 
 from peftkit.data.batch import Layout, collate, flatten, make_update
 from peftkit.errors import RunError
+from peftkit.fast.frozen import describe_states
+from peftkit.fast.lora import enable as lora_on
 from peftkit.fast.loss import token_losses
-from peftkit.fast.paths import Paths, choose_head
+from peftkit.fast.paths import PATHS, Paths, choose_frozen, choose_head, choose_lora
+from peftkit.fast.recompute import recompute, refuse_recompute
 from peftkit.fast.varlen import FlatRowError, disable, enable
+from peftkit.pipeline.plan import fit_memory
+from peftkit.pipeline.setup import measure_sizes
+from peftkit.report.cache import cache_limit, make_room
 from peftkit.train.loop import accumulate
 from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from peftkit.data.batch import Update
+    from peftkit.data.batch import Batch, Update
     from peftkit.data.example import Example
+    from peftkit.fast.chunked import Head
     from peftkit.pipeline.plan import Plan
     from peftkit.pipeline.setup import Setup
     from peftkit.recipe.schema import Recipe
@@ -44,16 +51,36 @@ class Choices:
     device: str
     packing: bool
     why: dict[str, str]
+    """Why each of them is what it is."""
     flat: bool = False
     """Whether packed documents lie end to end, with neither padding nor mask."""
     micro_tokens: int = 0
     head: bool = False
     """Whether the loss goes through the frozen head only where tokens are trained."""
+    lora: bool = False
+    """Whether LoRA layers train in the base's number format."""
+    frozen: bool = False
+    """Whether what the blocks below the adapter compute is kept."""
+    optimizer: bool = False
+    """Whether AdamW works on one buffer."""
+    recomputed: int = 0
+    """Blocks that run again for the backward pass."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """What `lock.json` says."""
         return asdict(self)
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """What is on, or off, and why: for the first lines of a run."""
+        why = self.why
+        yield f"the base is held in {self.dtype}: {why['dtype']}"
+        yield f"packing is {_on(self.packing)}: {why['packing']}"
+        for name, what in PATHS.items():
+            yield f"{what} (`{name}`): {_on(getattr(self, name))}, {why[name]}"
+        yield f"blocks that run again for the backward pass: {self.recomputed}, {why['recompute']}"
+        yield f"{self.threads} CPU thread(s): {why['threads']}"
 
     def lay_out(self, pad_id: int) -> Layout:
         """How the documents of an update are laid out."""
@@ -61,26 +88,36 @@ class Choices:
 
 
 def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choices:
-    """Measure what the recipe leaves open, with the model as it will train."""
-    packing, flat, why_packing = _choose_packing(recipe, setup, model)
+    """Settle what the recipe leaves open, with the model as it will train."""
+    fast, why = recipe.train.fast, {"dtype": setup.why_dtype}
+    lora, why["lora"] = choose_lora(model, fast)
+    packing, flat, why["packing"], why["flat"] = _choose_packing(recipe, setup, model)
     width = max(example.length for example in setup.data.train.examples)
+    layout = Layout(packing, plan.micro_rows, setup.pad_id, flat, plan.micro_rows * width)
+    update = make_update(setup.data.train.examples[: recipe.train.batch.rows], layout)
+    first = update.micro_batches[0].to(setup.device)
+    head, why["head"] = choose_head(model, fast, first)
+    frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
+    rows, recomputed, why["recompute"] = _choose_memory(recipe, setup, plan, model, head)
     choices = Choices(
         threads=1,
         dtype=setup.dtype,
-        micro_rows=plan.micro_rows,
+        micro_rows=rows,
         device=setup.device.type,
         packing=packing,
-        why={},
+        why=why,
         flat=flat,
-        micro_tokens=plan.micro_rows * width,
+        micro_tokens=rows * width,
+        head=head is not None,
+        lora=lora,
+        frozen=frozen,
+        optimizer=fast.optimizer != "off",
+        recomputed=recomputed,
     )
-    examples = setup.data.train.examples[: recipe.train.batch.rows]
-    update = make_update(examples, choices.lay_out(setup.pad_id))
-    first = update.micro_batches[0].to(setup.device)
-    head, why_head = choose_head(model, recipe.train.fast, first)
-    threads, why_threads = _choose_threads(recipe, update, Paths(head), model)
-    why = {"packing": why_packing, "head": why_head, "threads": why_threads}
-    return replace(choices, threads=threads, head=head is not None, why=why)
+    why["optimizer"] = "one buffer for all" if choices.optimizer else "`train.fast.optimizer: off`"
+    recompute(model, recomputed)
+    threads, why["threads"] = _choose_threads(recipe, update, Paths(head), model)
+    return replace(choices, threads=threads)
 
 
 def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None) -> Choices:
@@ -96,32 +133,68 @@ def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None
         width = choices.micro_tokens // choices.micro_rows
         rows = recipe.train.batch.micro_rows
         choices = replace(choices, micro_rows=rows, micro_tokens=rows * width)
-    if choices.flat and (reason := enable(model)):
-        raise RunError(
-            f"the run began with documents end to end, which is no longer possible: {reason}",
-            hint="go on with the versions that `lock.json` names, or start over with `--fresh`",
-        )
+    recompute(model, choices.recomputed)
+    switches = {"flat": enable, "lora": lora_on}
+    for name, switch in switches.items():
+        if getattr(choices, name) and (reason := switch(model)):
+            raise RunError(
+                f"the run began with {PATHS[name]}, which is no longer possible: {reason}",
+                hint="go on with the versions that `lock.json` names, or start over with `--fresh`",
+            )
     return choices
 
 
-def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, bool, str]:
-    """Whether documents share rows, whether these are flat, and why."""
-    if not recipe.data.packing:
-        return False, False, "`data.packing: false`"
+def _choose_frozen(recipe: Recipe, plan: Plan, model: Any, batch: Batch) -> tuple[bool, str]:
+    """Whether what the blocks below the adapter compute is kept, and why."""
+    cut, why = choose_frozen(model, recipe.train.fast, batch)
+    if cut is None:
+        return False, why
+    if plan.epochs <= 1:
+        return False, "no document is seen twice"
+    dtype, width = describe_states(model)
+    needed = plan.tokens_per_epoch * width * dtype.itemsize
+    if not make_room(needed):
+        limit = f"PEFTKIT_CACHE_GIB is {cache_limit() / 2**30:g}"
+        return False, f"the cache has no room for {needed / 2**30:.1f} GiB of states ({limit})"
+    return True, f"{why}; their states take {needed / 2**20:.0f} MiB of disk"
+
+
+def _choose_memory(
+    recipe: Recipe, setup: Setup, plan: Plan, model: Any, head: Head | None
+) -> tuple[int, int, str]:
+    """Rows of a forward pass, blocks that run again, and why, now that the model is there."""
+    rows, recomputed = plan.micro_rows, plan.recomputed_blocks
+    if head is None and recipe.train.fast.head != "off":  # the plan knew nothing of a refusal
+        sizes = measure_sizes(recipe, setup.origin)
+        rows, load = fit_memory(recipe, setup, sizes, logits=True)
+        recomputed = load.recomputed
+    if recipe.train.recompute != "auto":
+        why = f"`train.recompute: {recipe.train.recompute}`"
+    elif recomputed:
+        why = "as few as memory demands"
+    else:
+        why = "a step fits into memory as it is"
+    if recomputed and (reason := refuse_recompute(model)):
+        return rows, 0, reason
+    return rows, recomputed, why
+
+
+def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, bool, str, str]:
+    """Whether documents share rows, whether these are flat, and why of each."""
     examples = [example for example in setup.data.train.examples if example.length > 2]
-    if len(examples) < 2:
-        return False, False, "there is only one document"
+    alone = None if recipe.data.packing else "`data.packing: false`"
+    alone = alone or ("there is only one document" if len(examples) < 2 else None)
+    if alone:
+        return False, False, alone, alone
     documents = [*examples[:2], max(examples, key=lambda example: example.length)]
     worst = packing_error(model, documents, setup.pad_id)
     packs = worst <= TOLERANCE[setup.dtype]
     flat, why_flat = _try_flat(recipe, setup, model, documents)
-    if flat:
-        return True, True, why_flat
-    if not packs:
-        why = f"this base lets packed documents see each other (loss differs by {worst:.2g})"
-        return False, False, f"{why}; not end to end, because {why_flat}"
-    why = f"packed documents do not see each other (loss differs by {worst:.1g})"
-    return True, False, f"{why}; padded and masked, because {why_flat}"
+    if packs:
+        why = f"packed documents do not see each other (loss differs by {worst:.1g})"
+        return True, flat, why, why_flat
+    why = f"this base lets packed documents see each other (loss differs by {worst:.2g})"
+    return flat, flat, f"{why}, but not end to end" if flat else why, why_flat
 
 
 def _try_flat(
@@ -141,9 +214,8 @@ def _try_flat(
         why = str(error)
     else:
         if worst <= TOLERANCE[setup.dtype]:
-            why = f"documents end to end do not see each other (loss differs by {worst:.1g})"
-            return True, why
-        why = f"documents end to end are not what they are alone (loss differs by {worst:.2g})"
+            return True, f"they do not see each other (loss differs by {worst:.1g})"
+        why = f"they are not what they are alone (loss differs by {worst:.2g})"
     disable(model)
     return False, why
 
@@ -178,3 +250,7 @@ def _choose_threads(recipe: Recipe, update: Update, paths: Paths, model: Any) ->
 
     measured = measure_threads(step)
     return choose_threads(measured), explain_threads(measured)
+
+
+def _on(value: bool) -> str:  # noqa: FBT001 - a word for a truth value
+    return "on" if value else "off"

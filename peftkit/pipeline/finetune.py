@@ -10,7 +10,9 @@ import torch
 from peftkit.adapters.attach import attach, base_only, trainable
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
-from peftkit.fast.paths import restore_paths
+from peftkit.errors import RunError
+from peftkit.fast.frozen import find_cut, keep_states
+from peftkit.fast.paths import PATHS, restore_paths
 from peftkit.pipeline.choices import Choices, keep_choices, make_choices
 from peftkit.pipeline.conclude import conclude, read_run
 from peftkit.pipeline.identity import (
@@ -34,6 +36,7 @@ from peftkit.train.checkpoint import check_fit, newest_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peftkit.fast.frozen import Kept
     from peftkit.pipeline.conclude import Run
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.watch import Watch
@@ -64,7 +67,8 @@ def prepare(
     if fresh:
         run.clear()
     refuse_another(run, loaded.recipe, allow)
-    setup = set_up(loaded.recipe)
+    lock = run.read("lock.json") or {}
+    setup = set_up(loaded.recipe, dtype=lock.get("choices", {}).get("dtype"))
     identity = identify(loaded.recipe, setup)
     damaged: list[str] = []
     checkpoint = newest_checkpoint(run.checkpoints, damaged)
@@ -98,30 +102,22 @@ def finetune(
             watch.say(f"`{run.path}` is finished; `--fresh` would start over")
             return read_run(run)
         _say_what_is_there(prepared, watch)
-        base = load_base(recipe.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
+        base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
         model = attach(base.model, recipe.adapter, seed=recipe.seed)
         if prepared.checkpoint is not None:
             check_fit(prepared.checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model)
         torch.set_num_threads(choices.threads)
-        paths = restore_paths(model, head=choices.head)
-        watch.say(f"packing is {_on(choices.packing)}: {choices.why['packing']}")
-        watch.say(f"frozen-head loss is {_on(choices.head)}: {choices.why['head']}")
-        watch.say(f"{choices.threads} CPU thread(s): {choices.why['threads']}")
+        for line in choices.lines:
+            watch.say(line)
+        kept = _keep_states(setup, choices, model, watch)
+        paths = restore_paths(model, head=choices.head, kept=kept)
         with base_only(model):
             before = evaluate_all(model, setup, recipe, paths, watch)
         if not run.lines(EVALUATIONS):
             run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
-        layout = choices.lay_out(setup.pad_id)
         job = Job(
-            recipe,
-            setup,
-            run,
-            plan.steps,
-            layout,
-            paths,
-            prepared.identity,
-            prepared.checkpoint,
+            recipe, setup, run, plan.steps, choices, paths, prepared.identity, prepared.checkpoint
         )
         take_steps(model, job, requests, watch)
         with requests.deferred("the adapter is saved; its evaluation is left"):
@@ -142,6 +138,18 @@ def _settle(loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any
     return choices
 
 
+def _keep_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -> Kept | None:
+    """The states that enter the first adapted block, where they are to be kept."""
+    if not choices.frozen:
+        return None
+    cut = find_cut(model)
+    if isinstance(cut, str):
+        raise RunError(f"the run began with {PATHS['frozen']}, which is no longer possible: {cut}")
+    watch.say(f"computing once what {cut.first} frozen blocks make of the training documents")
+    documents = setup.data.train.examples
+    return keep_states(model, documents, cut, base=setup.digest, flat=choices.flat)
+
+
 def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
     for problem in prepared.damaged:
         watch.say(f"skipped a damaged checkpoint: {problem}")
@@ -149,7 +157,3 @@ def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
         watch.say(f"allowed to change: {'; '.join(change['changes'])}")
     if prepared.checkpoint is not None and (others := changed_versions(prepared.checkpoint)):
         watch.say(f"the last digits may differ from now on: {', '.join(others)}")
-
-
-def _on(value: bool) -> str:  # noqa: FBT001 - a word for a truth value
-    return "on" if value else "off"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from peftkit.base.dtype import DTYPES
 from peftkit.base.machine import total_memory
-from peftkit.base.memory import CPU_RUNTIME, choose_micro_rows, evaluation_bytes, training_bytes
+from peftkit.base.memory import (
+    CPU_RUNTIME,
+    Load,
+    choose_micro_batch,
+    evaluation_bytes,
+    training_bytes,
+)
 from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class Plan:
     rows_per_step: int
     tokens_per_step: int
     micro_rows: int
+    recomputed_blocks: int
+    """Blocks that keep only what enters them and run again for the backward pass."""
     memory_bytes: dict[str, int]
     memory_available: int
     disk_bytes: int
@@ -48,21 +55,13 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
     tokens = sum(example.length for example in examples)
     rows = recipe.train.batch.rows
     steps = count_steps(recipe, len(examples))
+    micro, load = fit_memory(recipe, setup, sizes, logits=recipe.train.fast.head == "off")
     width = max(example.length for example in examples)
-    bytes_a_number = BYTES[setup.dtype]
-    memory = total_memory()
-    micro = recipe.train.batch.micro_rows
-    if micro == "auto":
-        micro = choose_micro_rows(
-            sizes.shape,
-            rows=rows,
-            width=width,
-            memory=memory,
-            on_gpu=setup.device.type == "cuda",
-            bytes_a_number=bytes_a_number,
-        )
+    bytes_a_number = DTYPES[setup.dtype].itemsize
     runtime = 0 if setup.device.type == "cuda" else CPU_RUNTIME
-    training = runtime + training_bytes(sizes.shape, sizes.trainable, micro * width, bytes_a_number)
+    training = runtime + training_bytes(
+        sizes.shape, sizes.trainable, micro * width, bytes_a_number, load
+    )
     evaluation = runtime + evaluation_bytes(sizes.shape, max(BATCH_TOKENS, width), bytes_a_number)
     return Plan(
         parameters=sizes.shape.parameters,
@@ -75,10 +74,31 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         rows_per_step=rows,
         tokens_per_step=round(tokens / len(examples) * rows),
         micro_rows=micro,
+        recomputed_blocks=load.recomputed,
         memory_bytes={"training": training, "evaluation": evaluation},
-        memory_available=memory,
+        memory_available=total_memory(),
         disk_bytes=(recipe.train.keep + 1) * sizes.trainable * 12 + sizes.trainable * 4,
     )
+
+
+def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> tuple[int, Load]:
+    """Rows of a forward pass, and what it keeps, so that a step fits into the memory there is."""
+    load = Load(blocks=sizes.adapted_blocks, logits=logits)
+    named = recipe.train.batch.micro_rows
+    rows, recomputed = choose_micro_batch(
+        sizes.shape,
+        load,
+        rows=None if named == "auto" else named,
+        most_rows=recipe.train.batch.rows,
+        width=max(example.length for example in setup.data.train.examples),
+        memory=total_memory(),
+        on_gpu=setup.device.type == "cuda",
+        bytes_a_number=DTYPES[setup.dtype].itemsize,
+        may_recompute=recipe.train.recompute == "auto",
+    )
+    if recipe.train.recompute == "all":
+        recomputed = load.blocks
+    return rows, replace(load, recomputed=recomputed)
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftkit.adapters.attach import attach, trainable
-from peftkit.base.load import choose_dtype, load_tokenizer, shape_of, stop_ids
+from peftkit.base.load import load_tokenizer, settle_dtype, shape_of, stop_ids
 from peftkit.base.locate import Origin, digest, locate
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
+from peftkit.base.targets import first_block
 from peftkit.data.formats import Encoder
 from peftkit.data.prepare import Data, prepare_data
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
+    from peftkit.recipe.sections.base import BaseSection
     from peftkit.recipe.sections.data import DataSection
 
 
@@ -27,10 +29,17 @@ class Setup:
     origin: Origin
     digest: str
     device: torch.device
-    dtype: str
+    base: BaseSection
+    """The recipe's, with its number format settled."""
+    why_dtype: str
     tokenizer: Any
     stops: frozenset[int]
     data: Data
+
+    @property
+    def dtype(self) -> str:
+        """The name of the number format of the base."""
+        return self.base.dtype
 
     @property
     def pad_id(self) -> int:
@@ -45,17 +54,24 @@ class Setup:
         return Encoder(self.tokenizer, self.stops, section.max_length, section.too_long)
 
 
-def set_up(recipe: Recipe) -> Setup:
-    """Find the base, read its tokenizer, and turn the data into examples."""
+def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
+    """Find the base, read its tokenizer, and turn the data into examples.
+
+    A number format that was settled before, as `lock.json` says it, stays settled.
+    """
     origin = locate(recipe.base)
     tokenizer = load_tokenizer(origin)
     stops = stop_ids(origin, tokenizer)
     device = choose_device()
+    base, why = settle_dtype(recipe.base, origin, device, frozen=recipe.adapter.method != "full")
+    if dtype and recipe.base.dtype == "auto":
+        base = base.model_copy(update={"dtype": dtype})
     return Setup(
         origin=origin,
         digest=digest(origin, weights=recipe.base.weights == "pretrained"),
         device=device,
-        dtype=choose_dtype(recipe.base, device),
+        base=base,
+        why_dtype=why,
         tokenizer=tokenizer,
         stops=stops,
         data=prepare_data(recipe.data, tokenizer, stops),
@@ -68,6 +84,8 @@ class Sizes:
 
     shape: Shape
     trainable: int
+    adapted_blocks: int
+    """Blocks from the first one with a parameter that trains: all where one lies below them."""
 
     @property
     def share(self) -> float:
@@ -84,4 +102,6 @@ def measure_sizes(recipe: Recipe, origin: Origin) -> Sizes:
     model.requires_grad_(requires_grad=False)
     with torch.device("meta"):
         adapted = attach(model, recipe.adapter, seed=recipe.seed)
-    return Sizes(shape, sum(p.numel() for p in trainable(adapted).values()))
+    parameters = trainable(adapted)
+    blocks = shape.layers - first_block(parameters)
+    return Sizes(shape, sum(p.numel() for p in parameters.values()), blocks)

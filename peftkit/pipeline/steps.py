@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.attach import trainable
-from peftkit.data.batch import Layout, stream_updates
+from peftkit.data.batch import stream_updates
 from peftkit.evaluate.losses import choose_rows, measure_losses
 from peftkit.pipeline.identity import with_versions
 from peftkit.pipeline.signals import Interrupted, stopped
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from peftkit.fast.paths import Paths
+    from peftkit.pipeline.choices import Choices
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.signals import Requests
     from peftkit.pipeline.watch import Watch
@@ -41,7 +42,7 @@ class Job:
     setup: Setup
     run: RunFolder
     steps: int
-    layout: Layout
+    choices: Choices
     paths: Paths
     identity: Mapping[str, Any]
     start: Checkpoint | None = None
@@ -51,7 +52,11 @@ class Job:
 def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
     """Take every step that is still to be taken, from the newest checkpoint on."""
     parameters = trainable(model)
-    optimizer = make_optimizer(parameters, weight_decay=job.recipe.train.weight_decay)
+    optimizer = make_optimizer(
+        parameters,
+        weight_decay=job.recipe.train.weight_decay,
+        flat=job.choices.optimizer,
+    )
     done = _resume(job, parameters, optimizer, watch)
     if done and not any(line["step"] == done for line in job.run.lines(EVALUATIONS)):
         _evaluate_if_due(model, job, done)  # it was cut short by what stopped the run
@@ -74,7 +79,7 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
     train_section = job.recipe.train
     updates = stream_updates(
         job.setup.data.train.examples,
-        job.layout,
+        job.choices.lay_out(job.setup.pad_id),
         rows=train_section.batch.rows,
         seed=job.recipe.seed,
         start=done,

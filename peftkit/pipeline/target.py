@@ -72,11 +72,14 @@ def _recipe_of(folder: Path) -> Recipe | None:
 
 
 def _locked_base(folder: Path, recipe: Recipe) -> BaseSection:
-    """The base of a run at the commit that its `lock.json` recorded."""
+    """The base of a run at the commit, and in the number format, that its `lock.json` recorded."""
     path = folder / "lock.json"
     lock = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    commit = lock.get("base", {}).get("commit")
-    return recipe.base.model_copy(update={"revision": commit} if commit else {})
+    found = {
+        "revision": lock.get("base", {}).get("commit"),
+        "dtype": lock.get("choices", {}).get("dtype"),
+    }
+    return recipe.base.model_copy(update={name: value for name, value in found.items() if value})
 
 
 def _adapter_folder(name: str) -> Path:

@@ -20,6 +20,7 @@ from peftkit.adapters.weights_file import write_weights
 from peftkit.base.finite import first_not_finite
 from peftkit.errors import RecipeError
 from peftkit.report.durable import explained, sync, sync_files, whole_folder
+from peftkit.train.optimizer import read_moments, write_moments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +66,7 @@ def save_checkpoint(
     final = root / f"step-{step:06d}"
     with whole_folder(final, checkpoint_bytes(parameters)) as building:
         write_weights(parameters, building / WEIGHTS)
-        write_weights(_moments(parameters, optimizer), building / MOMENTS)
+        write_weights(read_moments(optimizer, parameters), building / MOMENTS)
         state = _as_json({**(about or {}), "step": step})
         (building / STATE).write_text(state, encoding="utf-8")
         sync_files(building)
@@ -151,14 +152,7 @@ def restore(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    moments: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(checkpoint.folder / MOMENTS).items():
-        name, _, kind = key.rpartition(":")
-        moments.setdefault(name, {})[kind] = value.clone()  # of its own, not of the file
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    ordered = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    state = {place: moments[name] for place, name in enumerate(ordered) if name in moments}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    write_moments(optimizer, parameters, load_file(checkpoint.folder / MOMENTS))
 
 
 def check_fit(checkpoint: Checkpoint, parameters: Mapping[str, Parameter]) -> None:
@@ -187,16 +181,6 @@ def checkpoint_bytes(parameters: Mapping[str, Parameter]) -> int:
     """Disk one checkpoint takes: weights, two moments, names, and what is said of it."""
     numbers = sum(3 * p.numel() * p.element_size() for p in parameters.values())
     return numbers + 512 * len(parameters) + 16_384
-
-
-def _moments(
-    parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}:{kind}": value
-        for name, parameter in parameters.items()
-        for kind, value in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _folders(root: Path) -> list[Path]:

@@ -64,8 +64,9 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
         started = time.perf_counter()
         update = next(updates)
         model.train()  # the caller may have evaluated since the last step
-        mean = accumulate(model, update, device, seed=mix(seed, step), loss=loss)
-        norm = float(clip_grad_norm_(parameters, max_grad_norm))
+        total = accumulate(model, update, device, seed=mix(seed, step), loss=loss)
+        size = clip_grad_norm_(parameters, max_grad_norm)
+        mean, norm = torch.stack([total, size]).tolist()  # the one wait of a step
         if not math.isfinite(mean) or not math.isfinite(norm):
             raise RunError(
                 f"training diverged at step {step}: loss {mean:.4g}, gradient norm {norm:.4g}",
@@ -75,7 +76,7 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=False)  # flat gradients keep their places
         seconds = time.perf_counter() - started
         counted = (update.real_tokens, update.trained_tokens)
         yield Step(step, mean, norm, rate(step), *counted, seconds)
@@ -88,14 +89,14 @@ def accumulate(
     *,
     seed: int,
     loss: LossFunction = summed_loss,
-) -> float:
+) -> Tensor:
     """Add the gradients of one update to the parameters; its loss per trained token."""
-    total = 0.0
+    total = torch.zeros((), device=device)
     for number, batch in enumerate(update.micro_batches):
         torch.manual_seed(mix(seed, number))
         share = loss(model, batch.to(device)) / max(update.trained_tokens, 1)
         share.backward()
-        total += share.item()
+        total += share.detach()
     return total
 
 

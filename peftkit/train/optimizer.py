@@ -1,28 +1,114 @@
-"""AdamW over the parameters that train, in groups that say what decays."""
+"""AdamW over the parameters that train, in groups that say what decays.
+
+Flat, the parameters of a group are views into one buffer, and so are their gradients: an update,
+the norm of all gradients and their exchange between processes are a few kernels each, however many
+small matrices an adapter has. Plain, each parameter is on its own. Both take the same updates; what
+the optimizer remembers is read and written parameter by parameter, so a checkpoint fits both.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import Parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from torch.nn import Parameter
+    from torch import Tensor
 
 BETAS = (0.9, 0.999)
+ALIGNED = 64
+"""A parameter's place in a buffer is a multiple of this, as kernels like it."""
 
 
 def make_optimizer(
-    parameters: Mapping[str, Parameter], *, weight_decay: float
+    parameters: Mapping[str, Parameter], *, weight_decay: float, flat: bool = True
 ) -> torch.optim.AdamW:
     """AdamW whose learning rate the loop sets; vectors (biases, norms) never decay."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": _lay_end_to_end(own) if flat else own, "weight_decay": decay}
+        for own, decay in ((matrices, weight_decay), (vectors, 0.0))
+        if own
     ]
-    filled = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(filled, lr=0.0, betas=BETAS)
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=flat)
+
+
+def read_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, Parameter]
+) -> dict[str, Tensor]:
+    """What the optimizer remembers, as `<parameter>:<what>`; nothing before the first update."""
+    found = {}
+    for name, parameter in parameters.items():
+        leaf = _leaf_of(optimizer, parameter)
+        for kind, value in optimizer.state.get(leaf, {}).items():
+            found[f"{name}:{kind}"] = value if value.ndim == 0 else _part(value, leaf, parameter)
+    return found
+
+
+@torch.no_grad()
+def write_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Parameter],
+    moments: Mapping[str, Tensor],
+) -> None:
+    """Let the optimizer remember what `read_moments` gave, bit for bit."""
+    optimizer.state.clear()
+    for key, value in moments.items():
+        name, _, kind = key.rpartition(":")
+        leaf = _leaf_of(optimizer, parameters[name])
+        state = optimizer.state[leaf]
+        if value.ndim == 0:
+            state[kind] = value.clone()  # of its own, not of the file
+            continue
+        if kind not in state:
+            state[kind] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+        _part(state[kind], leaf, parameters[name]).copy_(value)
+
+
+def _lay_end_to_end(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Turn parameters and their gradients into views of one buffer for each device and dtype."""
+
+    def kind(parameter: Parameter) -> tuple[str, str]:
+        return str(parameter.device), str(parameter.dtype)
+
+    return [_join(list(own)) for _, own in groupby(sorted(parameters, key=kind), key=kind)]
+
+
+def _join(parameters: Sequence[Parameter]) -> Parameter:
+    starts = list(_place(parameters))
+    buffer = Parameter(parameters[0].new_zeros(starts.pop()))
+    buffer.grad = torch.zeros_like(buffer)
+    with torch.no_grad():
+        for parameter, start in zip(parameters, starts, strict=True):
+            place = slice(start, start + parameter.numel())
+            buffer.data[place].copy_(parameter.data.flatten())
+            parameter.data = buffer.data[place].view_as(parameter)
+            parameter.grad = buffer.grad[place].view_as(parameter)
+    return buffer
+
+
+def _place(parameters: Sequence[Parameter]) -> Iterator[int]:
+    """Where each parameter starts, and at last where the buffer ends."""
+    at = 0
+    for parameter in parameters:
+        yield at
+        at += -(-parameter.numel() // ALIGNED) * ALIGNED
+    yield at
+
+
+def _leaf_of(optimizer: torch.optim.Optimizer, parameter: Parameter) -> Any:
+    """What the optimizer updates in place of a parameter: the buffer that it is a view of."""
+    storage = parameter.untyped_storage().data_ptr()
+    leaves = (leaf for group in optimizer.param_groups for leaf in group["params"])
+    return next(leaf for leaf in leaves if leaf.untyped_storage().data_ptr() == storage)
+
+
+def _part(values: Tensor, leaf: Tensor, parameter: Parameter) -> Tensor:
+    """A parameter's part of a tensor laid out like its leaf."""
+    start = parameter.storage_offset() - leaf.storage_offset()
+    return values.view(-1)[start : start + parameter.numel()].view(parameter.shape)

@@ -19,4 +19,4 @@ class BaseSection(Section):
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random` keeps the shape and throws the knowledge away: the from-scratch control."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the frozen weights; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    """Number format of the base; `auto`: bfloat16 where the machine is fast in it, else float32."""

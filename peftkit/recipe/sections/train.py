@@ -40,6 +40,12 @@ class FastSection(Section):
     """Packed documents end to end, with neither padding nor mask, where that is faster."""
     head: Literal["auto", "off"] = "auto"
     """Loss through a frozen head only where tokens are trained, in chunks, keeping no logits."""
+    lora: Literal["auto", "off"] = "auto"
+    """LoRA layers train in the base's number format, with their masters in float32."""
+    frozen: Literal["auto", "off"] = "auto"
+    """What blocks below the first adapter compute is kept on disk, where a run needs it again."""
+    optimizer: Literal["auto", "off"] = "auto"
+    """AdamW over one buffer instead of over each parameter."""
 
 
 def _all_or_each(value: Any) -> Any:
@@ -78,6 +84,8 @@ class TrainSection(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 3
     """Checkpoints kept; older ones go once a newer one is verified."""
+    recompute: Literal["auto", "off", "all"] = "auto"
+    """Blocks that run again for the backward pass; `auto` takes as few as memory demands."""
     threads: Count | Auto = "auto"
     """CPU threads; `auto` measures a step and takes more than one only where that clearly pays."""
     fast: FastPaths = FastSection()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from peftkit.base.load import Base, choose_dtype, load_base, load_tokenizer, shape_of, stop_ids
+from peftkit.base.load import Base, load_base, load_tokenizer, shape_of, stop_ids
 from peftkit.base.locate import Origin
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import BaseSection
@@ -89,11 +89,6 @@ def test_random_weights_keep_the_shape_and_follow_the_seed(tiny_llama: Path) -> 
 def test_weights_have_the_number_format_asked_for(tiny_llama: Path, dtype: str, kind: str) -> None:
     base = load(tiny_llama, dtype=dtype, weights=kind)
     assert {str(p.dtype) for p in base.model.parameters()} == {f"torch.{dtype}"}
-
-
-def test_the_number_format_follows_the_device_unless_named() -> None:
-    assert choose_dtype(BaseSection(model="a"), CPU) == "float32"
-    assert choose_dtype(BaseSection(model="a", dtype="bfloat16"), CPU) == "bfloat16"
 
 
 def test_a_missing_tensor_is_refused(base: Path) -> None:

@@ -28,7 +28,7 @@ from peftkit.train.checkpoint import (
     save_checkpoint,
     seal,
 )
-from peftkit.train.optimizer import make_optimizer
+from peftkit.train.optimizer import make_optimizer, read_moments
 
 Parameters = dict[str, Parameter]
 
@@ -46,7 +46,8 @@ def take_steps(parameters: Parameters, optimizer: torch.optim.Optimizer, count: 
         for group in optimizer.param_groups:
             group["lr"] = 0.01 * (number + 1)
         for place, parameter in enumerate(parameters.values()):
-            parameter.grad = torch.full_like(parameter, 0.1 * (place + number + 1))
+            assert parameter.grad is not None  # a place in the flat gradients, to be filled
+            parameter.grad.fill_(0.1 * (place + number + 1))
         optimizer.step()
 
 
@@ -232,7 +233,8 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, value: float, where: 
     optimizer = make_optimizer(parameters, weight_decay=0.1)
     take_steps(parameters, optimizer, 1)
     wrong = parameters["b.bias"]
-    place = wrong.data if where == "a weight" else optimizer.state[wrong]["exp_avg_sq"]
+    moments = read_moments(optimizer, parameters)
+    place = wrong.data if where == "a weight" else moments["b.bias:exp_avg_sq"]
     place[3] = value
     with pytest.raises(RunError, match=r"`b\.bias.*` holds numbers that are not finite"):
         save_checkpoint(tmp_path, 20, parameters, optimizer, digests={}, keep=1)
@@ -260,8 +262,8 @@ def test_what_was_restored_does_not_hang_on_the_file(tmp_path: Path) -> None:
     checkpoint = newest_checkpoint(tmp_path)
     assert checkpoint is not None
     restore(checkpoint, parameters, optimizer)
-    before = optimizer.state[parameters["a.weight"]]["exp_avg"].clone()
+    before = read_moments(optimizer, parameters)["a.weight:exp_avg"].clone()
     for name in (WEIGHTS, MOMENTS):
         (checkpoint.folder / name).write_bytes(bytes(4096))
-    assert torch.equal(optimizer.state[parameters["a.weight"]]["exp_avg"], before)
+    assert torch.equal(read_moments(optimizer, parameters)["a.weight:exp_avg"], before)
     assert before.abs().max() > 0

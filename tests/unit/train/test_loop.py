@@ -90,9 +90,8 @@ def test_the_loss_is_the_mean_over_tokens_not_over_rows(tiny_llama: Path) -> Non
         sums.append(float(picked[torch.tensor(example.trained[1:])].sum()))
         counts.append(example.trained_tokens)
     update = make_update(examples, Layout(True, 2, 0))
-    assert accumulate(model, update, CPU, seed=0) == pytest.approx(
-        sum(sums) / sum(counts), abs=1e-5
-    )
+    mean = float(accumulate(model, update, CPU, seed=0))
+    assert mean == pytest.approx(sum(sums) / sum(counts), abs=1e-5)
     row_means = [total / count for total, count in zip(sums, counts, strict=True)]
     assert abs(sum(row_means) / 5 - sum(sums) / sum(counts)) > 1e-3
 

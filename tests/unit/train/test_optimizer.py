@@ -1,0 +1,105 @@
+"""Flat and plain AdamW take the same updates, and each goes on from what the other remembers."""
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+
+from peftkit.train.optimizer import ALIGNED, make_optimizer, read_moments, write_moments
+
+SHAPES = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (7, 11), "b.bias": (1,)}
+Parameters = dict[str, Parameter]
+
+
+def make_parameters() -> Parameters:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()
+    }
+
+
+def update(parameters: Parameters, optimizer: torch.optim.Optimizer, seed: int) -> Tensor:
+    """One update the loop's way: gradients added to what is there, clipped, applied, zeroed."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [torch.randn(p.shape, generator=generator) for p in parameters.values()]
+    losses = [(p * w).sum() for p, w in zip(parameters.values(), wanted, strict=True)]
+    cast("Tensor", sum(losses)).backward()
+    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    norm = clip_grad_norm_(leaves, 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 * (seed + 1)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return norm
+
+
+def test_flat_and_plain_take_the_same_updates() -> None:
+    flat, plain = make_parameters(), make_parameters()
+    one = make_optimizer(flat, weight_decay=0.1)
+    other = make_optimizer(plain, weight_decay=0.1, flat=False)
+    for seed in range(6):
+        norms = update(flat, one, seed), update(plain, other, seed)
+        assert norms[0] > 1
+        assert float(norms[0]) == pytest.approx(float(norms[1]), rel=1e-6)
+    for name, parameter in flat.items():
+        assert torch.allclose(parameter, plain[name], rtol=1e-6, atol=1e-7), name
+        assert not torch.equal(parameter, make_parameters()[name])
+
+
+def test_flat_is_one_buffer_a_group_and_its_filling_never_moves() -> None:
+    parameters = make_parameters()
+    optimizer = make_optimizer(parameters, weight_decay=0.1)
+    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    assert [len(leaf) for leaf in leaves] == [ALIGNED + 2 * ALIGNED, 2 * ALIGNED]
+    for seed in range(3):
+        update(parameters, optimizer, seed)
+    used = sum(parameter.numel() for parameter in parameters.values())
+    assert sum(int((leaf != 0).sum()) for leaf in leaves) == used
+
+
+def test_number_formats_do_not_mix() -> None:
+    parameters = make_parameters()
+    parameters["b.weight"] = Parameter(parameters["b.weight"].to(torch.bfloat16))
+    optimizer = make_optimizer(parameters, weight_decay=0.0)
+    update(parameters, optimizer, 0)
+    assert parameters["b.weight"].dtype == torch.bfloat16
+    assert sorted(str(p.dtype) for g in optimizer.param_groups for p in g["params"]) == [
+        "torch.bfloat16",
+        "torch.float32",
+        "torch.float32",
+    ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("then", [True, False])
+def test_each_goes_on_from_what_the_other_remembers(*, first: bool, then: bool) -> None:
+    parameters = make_parameters()
+    optimizer = make_optimizer(parameters, weight_decay=0.1, flat=first)
+    for seed in range(3):
+        update(parameters, optimizer, seed)
+    again = {name: Parameter(p.detach().clone()) for name, p in parameters.items()}
+    other = make_optimizer(again, weight_decay=0.1, flat=then)
+    remembered = {n: v.clone() for n, v in read_moments(optimizer, parameters).items()}
+    assert len(remembered) == 3 * len(SHAPES)
+    write_moments(other, again, remembered)
+    for seed in range(3, 6):
+        update(parameters, optimizer, seed)
+        update(again, other, seed)
+    for name, parameter in parameters.items():
+        assert torch.allclose(again[name], parameter, rtol=1e-6, atol=1e-7), name
+    assert first != then or all(torch.equal(again[n], p) for n, p in parameters.items())
+
+
+def test_an_optimizer_that_forgot_goes_elsewhere() -> None:
+    """A negative control for the test above."""
+    parameters = make_parameters()
+    optimizer = make_optimizer(parameters, weight_decay=0.1)
+    update(parameters, optimizer, 0)
+    again = {name: Parameter(p.detach().clone()) for name, p in parameters.items()}
+    other = make_optimizer(again, weight_decay=0.1)
+    update(parameters, optimizer, 1)
+    update(again, other, 1)
+    assert not torch.allclose(again["a.weight"], parameters["a.weight"], rtol=1e-6, atol=1e-7)
