@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, offline, a hub cache of its own, and a tiny base."""
+"""What every test runs under: one thread, offline, caches of its own, and a tiny base."""
 
 import atexit
 import os
@@ -18,9 +18,11 @@ HF_HOME = tempfile.mkdtemp(prefix="peftkit-hf-")
 atexit.register(shutil.rmtree, HF_HOME, ignore_errors=True)
 for name in ("FORCE_COLOR", "HF_DATASETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN", "PYTHONWARNINGS"):
     os.environ.pop(name, None)
+os.environ.pop("PEFTKIT_CACHE_GIB", None)
 os.environ |= {
     "HF_HOME": HF_HOME,
     "HF_HUB_OFFLINE": "1",
+    "PEFTKIT_CACHE": str(Path(HF_HOME, "peftkit")),
     "TOKENIZERS_PARALLELISM": "false",
     "NO_COLOR": "1",
     "COLUMNS": "80",

@@ -20,7 +20,7 @@ from shapes import SHAPES, Bases
 from trl_arm import TrlArm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from arm import Arm, Reading
@@ -46,26 +46,27 @@ class Settings:
     """Warm epochs of each arm; a cold one comes first."""
 
 
-def compare(shape: str, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Equality, memory and speed of every arm on one shape."""
+def compare(shape: str, settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
+    """Equality, memory and speed of every arm on one shape: what is known after each density."""
     started = cpu_seconds()
     bases = Bases(SHAPES[shape])
     documents = draw_documents(settings.docs, SHAPES[shape].vocabulary, seed=DOCUMENT_SEED)
     makers = list_arms(bases, folder, documents)
     arms = {name: makers[name]() for name in makers if name in settings.arms}
+    heads = compare_heads(SHAPES[shape], settings.densities, settings.rounds)
     densities = {}
     for density in settings.densities:
         densities[f"{density:g}"] = _compare_arms(
             arms, bases, thin_labels(documents, density), settings.rounds
         )
-        spent = cpu_seconds() - started
-        print(f"{shape}, labels {density:.0%}: {spent:.0f} CPU s so far", file=sys.stderr)
-    return {
-        "tokens": count_tokens(documents),
-        "densities": densities,
-        "head": compare_heads(SHAPES[shape], settings.densities, settings.rounds),
-        "cpu_seconds": round(cpu_seconds() - started),
-    }
+        spent = round(cpu_seconds() - started)
+        print(f"{shape}, labels {density:.0%}: {spent} CPU s so far", file=sys.stderr)
+        yield {
+            "tokens": count_tokens(documents),
+            "densities": densities,
+            "head": heads,
+            "cpu_seconds": spent,
+        }
 
 
 def _compare_arms(

@@ -16,7 +16,8 @@ from peftkit.adapters.attach import attach, trainable
 from peftkit.base.machine import total_memory
 from peftkit.base.memory import Load, choose_micro_batch, shape_of_config
 from peftkit.data.batch import Layout, make_update
-from peftkit.fast import lora
+from peftkit.fast import lora, norm
+from peftkit.fast.compiled import compile_blocks
 from peftkit.fast.frozen import Kept, find_cut, keep_states
 from peftkit.fast.paths import restore_paths
 from peftkit.fast.varlen import enable
@@ -46,11 +47,15 @@ class Switches:
     """Loss through the frozen head, or of all logits."""
     lora: bool = True
     """LoRA in the base's number format, or as peft has it."""
+    norm: bool = True
+    """Norms that keep their input alone, or as the family has them."""
     optimizer: bool = True
     """AdamW over one buffer, or over each parameter."""
     layers: Literal["all", "upper-half"] = "all"
     kept: bool = False
     """Whether what the blocks below the adapter compute is kept."""
+    compiled: bool = False
+    """Whether `torch.compile` has the blocks."""
 
 
 FULL = Switches()
@@ -61,11 +66,13 @@ SWITCHES = {
     "peftkit without packing": replace(FULL, rows="padded"),
     "peftkit with all logits": replace(FULL, head=False),
     "peftkit with peft's LoRA": replace(FULL, lora=False),
+    "peftkit with the family's norms": replace(FULL, norm=False),
     "peftkit with plain AdamW": replace(FULL, optimizer=False),
     "peftkit in float32": replace(FULL, dtype=torch.float32),
     "peftkit with everything off": Switches(
-        torch.float32, rows="padded", head=False, lora=False, optimizer=False
+        torch.float32, rows="padded", head=False, lora=False, norm=False, optimizer=False
     ),
+    "peftkit compiled": replace(FULL, compiled=True),
     "peftkit on the upper half": replace(FULL, layers="upper-half"),
     "peftkit on the upper half, cached": replace(FULL, layers="upper-half", kept=True),
 }
@@ -83,10 +90,14 @@ class OurArm:
             raise RuntimeError(reason)
         if switches.lora and (reason := lora.enable(self.model)):
             raise RuntimeError(reason)
+        if switches.norm:
+            norm.enable(self.model)
         kept = _keep(self.model, documents, flat=switches.rows == "flat") if switches.kept else None
         self._paths = restore_paths(self.model, head=switches.head, kept=kept)
         if switches.head and self._paths.head is None:
             raise RuntimeError("the frozen head is refused")
+        if switches.compiled and (reason := compile_blocks(self.model)):
+            raise RuntimeError(reason)
         self._switches = switches
         self.reset()
 

@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,19 +42,22 @@ def main() -> None:
     left_out = dict.fromkeys(TRL, problem) if problem else {}
     chosen = tuple(name for name in given.arms if name not in left_out)
     settings = Settings(chosen, tuple(given.densities), given.docs, given.rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        # Cold means cold: no kernel that an earlier run compiled is at hand.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"
-        os.environ["PEFTKIT_CACHE"] = f"{folder}/kept"
-        shapes = {shape: compare(shape, settings, Path(folder)) for shape in given.shape}
-    section, config = BaseSection(model="builtin:tiny"), SHAPES["M"].config
-    config.dtype = "bfloat16"
-    auto = choose_dtype(section, torch.device("cpu"), config)
+    model = SHAPES["M"].config
+    model.dtype = "bfloat16"
+    auto = choose_dtype(BaseSection(model="builtin:tiny"), torch.device("cpu"), model)
     facts = {"settings": asdict(settings), "left_out": left_out, "dtype_of_a_run": auto}
     if not problem:
         facts["trl"] = version("trl")
     given.into.mkdir(parents=True, exist_ok=True)
-    print(write_result(given.into, facts | {"shapes": shapes}))
+    shapes: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        # Cold means cold: no kernel that an earlier run compiled is at hand, and no state.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"
+        os.environ["PEFTKIT_CACHE"] = f"{folder}/kept"
+        for shape in given.shape:
+            for shapes[shape] in compare(shape, settings, Path(folder)):
+                path = write_result(given.into, facts | {"shapes": shapes})  # so far
+    print(path)
 
 
 def read_arguments() -> argparse.Namespace:

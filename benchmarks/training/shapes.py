@@ -84,4 +84,4 @@ def fill_adapter(parameters: Mapping[str, torch.nn.Parameter]) -> None:
         values = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
         scale = 0.1 if "lora_B" in name else 1.0
         with torch.no_grad():
-            parameter.copy_((scale * values).to(torch.bfloat16))
+            parameter.copy_(scale * values)

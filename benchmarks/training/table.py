@@ -34,8 +34,10 @@ FIGURES = (
     Figure("peftkit", "peftkit with all logits", {}),
     Figure("peftkit", "peftkit without packing", {}),
     Figure("peftkit", "peftkit with peft's LoRA", {}),
+    Figure("peftkit", "peftkit with the family's norms", {}),
     Figure("peftkit", "peftkit with plain AdamW", {}),
     Figure("peftkit", "peftkit in float32", {}),
+    Figure("peftkit compiled", "peftkit", {}),
     Figure("peftkit on the upper half", "peftkit", {"1": 1.25, "0.25": 1.3}),
     Figure("peftkit on the upper half, cached", "peftkit", {"1": 1.6, "0.25": 1.75}),
 )

@@ -12,8 +12,8 @@ from peftkit.adapters.attach import trainable
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.upstream import quiet
+from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
-from peftkit.report.durable import whole_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

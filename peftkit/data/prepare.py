@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.formats import Encoder, build_examples
+from peftkit.data.formats import Encoder
 from peftkit.data.leakage import settle_leaks
-from peftkit.data.rows import Bad, Intake, read_rows
+from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
+from peftkit.data.tokenized import read_source
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SplitSection
 
@@ -125,16 +125,14 @@ def read_set(
     """The examples of some sources, with every bad row told at once."""
     intake = Intake(bad_rows)
     examples: list[Example] = []
+    dropped = 0
     for source in sources:
-        name = _short_name(source.source)
-        rows = read_rows(source, intake)
-        examples.extend(build_examples(rows, source.format, name, encoder, intake))
+        found = read_source(source, bad_rows, encoder)
+        examples.extend(found.examples)
+        intake.found.extend(found.skipped)
+        dropped += found.dropped
     intake.settle(what)
-    return Dataset(examples, tuple(intake.found), len(intake.dropped))
-
-
-def _short_name(source: str) -> str:
-    return source if source.startswith("hub:") else Path(source).name
+    return Dataset(examples, tuple(intake.found), dropped)
 
 
 def _refuse_empty(found: Dataset, what: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from peftkit.recipe.sections.data import SourceSection
 
@@ -77,10 +77,15 @@ class Intake:
         )
 
 
-def read_rows(source: SourceSection, intake: Intake) -> Iterator[Row]:
-    """Rows of one source in file order, with the recipe's column names."""
+def read_rows(
+    source: SourceSection, intake: Intake, files: Sequence[Path] | None = None
+) -> Iterator[Row]:
+    """Rows of one source in file order, with the recipe's column names.
+
+    `files` are those of the source, where `find_files` was asked before.
+    """
     fitting = 0
-    for path in find_files(source):
+    for path in find_files(source) if files is None else files:
         count, bad = 0, len(intake.found)
         for row in READERS[path.suffix.lower()](path, intake):
             count += 1

@@ -21,11 +21,11 @@ import torch
 
 from peftkit.base.targets import BLOCK, first_block, list_blocks
 from peftkit.data.batch import Batch, collate, flatten
+from peftkit.disk.cache import entry_folder, make_room, mark_used
+from peftkit.disk.durable import whole_folder
 from peftkit.fast.loss import token_losses
 from peftkit.fast.refusals import unwrap
 from peftkit.fast.varlen import DROPOUTS, attending
-from peftkit.report.cache import entry_folder, mark_used
-from peftkit.report.durable import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -212,7 +212,9 @@ def keep_states(
     tokens = sum(document.length for document in own)
     folder = entry_folder("states", _describe(own, cut, base, dtype, flat=flat))
     if not _is_whole(folder):
-        with whole_folder(folder, tokens * width * dtype.itemsize) as building:
+        needed = tokens * width * dtype.itemsize
+        make_room(needed)
+        with whole_folder(folder, needed) as building:
             _fill(model, own, cut, building / STATES, flat=flat)
             facts = {"sha256": _sha256(building / STATES)}
             (building / MANIFEST).write_text(json.dumps(facts) + "\n", encoding="utf-8")

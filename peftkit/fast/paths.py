@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.fast import lora
+from peftkit.fast import compiled, lora, norm
 from peftkit.fast.frozen import Kept, check_feeding, feeding, find_cut
 from peftkit.fast.head import (
     TOLERANCE,
@@ -19,6 +19,8 @@ from peftkit.fast.head import (
 from peftkit.fast.loss import summed_loss, token_losses
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from peftkit.data.batch import Batch
@@ -32,7 +34,9 @@ PATHS = {
     "head": "loss through the frozen head where tokens are trained",
     "lora": "LoRA in the base's number format",
     "frozen": "states below the adapter kept",
+    "norm": "norms that keep no float32 copy",
     "optimizer": "AdamW over one buffer",
+    "compile": "compiled blocks",
 }
 """Every fast path by its key under `train.fast`, and what it is called."""
 
@@ -66,6 +70,33 @@ def choose_lora(model: Any, section: FastSection) -> tuple[bool, str]:
     if reason := lora.enable(model):
         return False, reason
     return True, "every LoRA layer is a plain one on a plain linear layer"
+
+
+def choose_norm(model: Any, section: FastSection) -> tuple[bool, str]:
+    """Whether norms keep their input alone, and the reason."""
+    if section.norm == "off":
+        return False, "`train.fast.norm: off`"
+    count, why = norm.enable(model)
+    return count > 0, why
+
+
+def choose_compile(
+    model: Any, section: FastSection, step: Callable[[], Tensor], *, seconds: float, recomputed: int
+) -> tuple[bool, str]:
+    """Whether blocks train compiled, in a run of about so many seconds, and the reason."""
+    if section.compile == "off":
+        return False, "`train.fast.compile: off`"
+    if reason := compiled.refuse_compile(seconds, recomputed=recomputed):
+        return False, reason
+    try:
+        error = compiled.check_compiled(model, step)
+    except Exception as problem:  # noqa: BLE001 - a compiler fails in as many ways as there are
+        compiled.release_blocks(model)
+        return False, f"they cannot be compiled: {type(problem).__name__}"
+    if not error <= TOLERANCE[next(model.parameters()).dtype]:
+        compiled.release_blocks(model)
+        return False, f"compiled, the loss differs by {error:.2g}"
+    return True, f"about {seconds:.0f} s of training earn it back; the loss differs by {error:.1g}"
 
 
 def choose_head(model: Any, section: FastSection, batch: Batch) -> tuple[Head | None, str]:

@@ -72,7 +72,7 @@ def enable(model: Any) -> str | None:
         return None
     if reason := next(_refuse(model), None):
         return reason
-    _register()
+    _register()  # once, so that what `outside_graphs` did stays done
     model.set_attn_implementation(NAMES[model.config._attn_implementation])
     return None
 
@@ -144,6 +144,14 @@ def _register() -> None:
     for before, ours in NAMES.items():
         AttentionMaskInterface.register(ours, partial(_make_mask, before))
         AttentionInterface.register(ours, partial(_attend, before))
+
+
+def outside_graphs() -> None:
+    """Keep our attention out of what `torch.compile` makes: its steps depend on the documents."""
+    from transformers import AttentionInterface
+
+    for before, ours in NAMES.items():
+        AttentionInterface.register(ours, torch.compiler.disable(partial(_attend, before)))
 
 
 def _make_mask(before: str, **asked: Any) -> Any:

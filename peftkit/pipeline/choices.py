@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from peftkit.data.batch import Layout, collate, flatten, make_update
+from peftkit.disk.cache import cache_limit, make_room
+from peftkit.disk.size import show_bytes
 from peftkit.errors import RunError
+from peftkit.fast.compiled import compile_blocks
 from peftkit.fast.frozen import describe_states
 from peftkit.fast.lora import enable as lora_on
 from peftkit.fast.loss import token_losses
-from peftkit.fast.paths import PATHS, Paths, choose_frozen, choose_head, choose_lora
+from peftkit.fast.norm import enable as enable_norms
+from peftkit.fast.paths import (
+    PATHS,
+    Paths,
+    choose_compile,
+    choose_frozen,
+    choose_head,
+    choose_lora,
+    choose_norm,
+)
 from peftkit.fast.recompute import recompute, refuse_recompute
 from peftkit.fast.varlen import FlatRowError, disable, enable
 from peftkit.pipeline.plan import fit_memory
 from peftkit.pipeline.setup import measure_sizes
-from peftkit.report.cache import cache_limit, make_room
 from peftkit.train.loop import accumulate
 from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
 
     from peftkit.data.batch import Batch, Update
     from peftkit.data.example import Example
@@ -61,10 +76,16 @@ class Choices:
     """Whether LoRA layers train in the base's number format."""
     frozen: bool = False
     """Whether what the blocks below the adapter compute is kept."""
+    norm: bool = False
+    """Whether norms keep their input alone."""
     optimizer: bool = False
     """Whether AdamW works on one buffer."""
+    compile: bool = False
+    """Whether blocks train compiled."""
     recomputed: int = 0
     """Blocks that run again for the backward pass."""
+    processes: int = 1
+    """How many divide the rows of each update; settled by the launcher."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -91,6 +112,7 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     """Settle what the recipe leaves open, with the model as it will train."""
     fast, why = recipe.train.fast, {"dtype": setup.why_dtype}
     lora, why["lora"] = choose_lora(model, fast)
+    norm, why["norm"] = choose_norm(model, fast)
     packing, flat, why["packing"], why["flat"] = _choose_packing(recipe, setup, model)
     width = max(example.length for example in setup.data.train.examples)
     layout = Layout(packing, plan.micro_rows, setup.pad_id, flat, plan.micro_rows * width)
@@ -110,14 +132,20 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
         micro_tokens=rows * width,
         head=head is not None,
         lora=lora,
+        norm=norm,
         frozen=frozen,
         optimizer=fast.optimizer != "off",
         recomputed=recomputed,
     )
     why["optimizer"] = "one buffer for all" if choices.optimizer else "`train.fast.optimizer: off`"
     recompute(model, recomputed)
-    threads, why["threads"] = _choose_threads(recipe, update, Paths(head), model)
-    return replace(choices, threads=threads)
+    step = partial(_step, model, update, Paths(head))
+    threads, seconds, why["threads"] = _choose_threads(recipe, step)
+    torch.set_num_threads(threads)
+    compiled, why["compile"] = choose_compile(
+        model, fast, step, seconds=seconds * plan.steps, recomputed=recomputed
+    )
+    return replace(choices, threads=threads, compile=compiled)
 
 
 def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None) -> Choices:
@@ -134,7 +162,7 @@ def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None
         rows = recipe.train.batch.micro_rows
         choices = replace(choices, micro_rows=rows, micro_tokens=rows * width)
     recompute(model, choices.recomputed)
-    switches = {"flat": enable, "lora": lora_on}
+    switches = {"flat": enable, "lora": lora_on, "norm": _norms_on, "compile": compile_blocks}
     for name, switch in switches.items():
         if getattr(choices, name) and (reason := switch(model)):
             raise RunError(
@@ -155,8 +183,8 @@ def _choose_frozen(recipe: Recipe, plan: Plan, model: Any, batch: Batch) -> tupl
     needed = plan.tokens_per_epoch * width * dtype.itemsize
     if not make_room(needed):
         limit = f"PEFTKIT_CACHE_GIB is {cache_limit() / 2**30:g}"
-        return False, f"the cache has no room for {needed / 2**30:.1f} GiB of states ({limit})"
-    return True, f"{why}; their states take {needed / 2**20:.0f} MiB of disk"
+        return False, f"the cache has no room for {show_bytes(needed)} of states ({limit})"
+    return True, f"{why}; their states take {show_bytes(needed)} of disk"
 
 
 def _choose_memory(
@@ -238,18 +266,31 @@ def packing_error(
     return worst
 
 
-def _choose_threads(recipe: Recipe, update: Update, paths: Paths, model: Any) -> tuple[int, str]:
-    if recipe.train.threads != "auto":
-        return recipe.train.threads, "`train.threads`"
+def _choose_threads(recipe: Recipe, step: Callable[[], object]) -> tuple[int, float, str]:
+    """How many threads, what a step takes with them, and why so many."""
+    named = recipe.train.threads
+    if named == "auto":
+        measured = measure_threads(step)
+        chosen = choose_threads(measured)
+        return chosen, measured[chosen], explain_threads(measured)
+    torch.set_num_threads(named)
+    started = time.perf_counter()
+    step()
+    return named, time.perf_counter() - started, "`train.threads`"
+
+
+def _step(model: Any, update: Update, paths: Paths) -> Tensor:
+    """The loss of an update, and the work of its gradients, which are thrown away."""
+    model.train()
     device = next(model.parameters()).device
+    loss = accumulate(model, update, device, seed=0, loss=paths.summed)
+    model.zero_grad(set_to_none=True)
+    return loss
 
-    def step() -> None:
-        model.train()
-        accumulate(model, update, device, seed=0, loss=paths.summed)
-        model.zero_grad(set_to_none=True)
 
-    measured = measure_threads(step)
-    return choose_threads(measured), explain_threads(measured)
+def _norms_on(model: Any) -> str | None:
+    count, why = enable_norms(model)
+    return None if count else why
 
 
 def _on(value: bool) -> str:  # noqa: FBT001 - a word for a truth value

@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.disk.durable import explained, free_bytes, sync, write_whole
+from peftkit.disk.size import show_bytes
 from peftkit.errors import InputError, WriteError
-from peftkit.report.durable import explained, free_bytes, sync, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,11 +160,9 @@ def check_space(run: RunFolder, needed: int) -> None:
     held = sum(path.stat().st_size for path in saved if path.is_file())
     wanted, free = max(needed - held, 0) + PAGES_BYTES, free_bytes(run.path)
     if free < wanted:
-        from peftkit.report.wording import size  # loads numpy, which a light start does not need
-
         raise WriteError(
-            f"`{run.path}` needs {size(wanted)} for checkpoints, adapter and report, and "
-            f"{size(free)} are free",
+            f"`{run.path}` needs {show_bytes(wanted)} for checkpoints, adapter and report, and "
+            f"{show_bytes(free)} are free",
             hint="make room, lower `train.keep`, or give another `--out DIR`",
         )
 

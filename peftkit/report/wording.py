@@ -10,6 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from peftkit.disk.size import show_bytes
+
 NOTHING = "\u2013"
 """Shown where there is no figure."""
 
@@ -117,13 +119,7 @@ def share(value: float | None) -> str:
 
 def size(value: float | None) -> str:
     """Bytes in the binary unit that keeps the number short."""
-    if value is None:
-        return NOTHING
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{figure(value, 3)} {unit}"
-        value /= 1024
-    return f"{figure(value, 3)} TiB"
+    return NOTHING if value is None else _minus(show_bytes(value))
 
 
 def duration(seconds: float | None) -> str:

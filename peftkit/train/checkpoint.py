@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.finite import first_not_finite
+from peftkit.disk.durable import explained, sync, sync_files, whole_folder
 from peftkit.errors import RecipeError
-from peftkit.report.durable import explained, sync, sync_files, whole_folder
 from peftkit.train.optimizer import read_moments, write_moments
 
 if TYPE_CHECKING:

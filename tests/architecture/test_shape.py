@@ -21,6 +21,7 @@ FLOOR = 60  # a glob that finds fewer modules than this looks in the wrong place
 
 LAYERS = [  # a module may import from its own folder and from the lines above it
     {"errors"},
+    {"disk"},
     {"recipe"},
     {"base", "data", "report"},
     {"adapters", "fast"},

@@ -44,8 +44,12 @@ class FastSection(Section):
     """LoRA layers train in the base's number format, with their masters in float32."""
     frozen: Literal["auto", "off"] = "auto"
     """What blocks below the first adapter compute is kept on disk, where a run needs it again."""
+    norm: Literal["auto", "off"] = "auto"
+    """Norms keep their input for the backward pass, and not its float32 copy."""
     optimizer: Literal["auto", "off"] = "auto"
     """AdamW over one buffer instead of over each parameter."""
+    compile: Literal["auto", "off"] = "auto"
+    """`torch.compile` for the blocks of runs long enough to earn back what it takes."""
 
 
 def _all_or_each(value: Any) -> Any:

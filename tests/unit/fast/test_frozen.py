@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peftkit.adapters.attach import attach, trainable
 from peftkit.data.batch import Batch, collate, flatten
 from peftkit.data.example import Example
+from peftkit.disk.cache import cache_root
 from peftkit.fast import varlen
 from peftkit.fast.frozen import (
     MANIFEST,
@@ -32,7 +33,6 @@ from peftkit.fast.loss import summed_loss
 from peftkit.fast.paths import Paths
 from peftkit.fast.recompute import recompute
 from peftkit.recipe.sections.adapter import LoraSection
-from peftkit.report.cache import cache_root
 
 LAYERS = 4
 

@@ -112,7 +112,7 @@ def test_space_that_the_run_already_takes_is_not_asked_for_again(run: RunFolder)
 
 def check_room(run: RunFolder, needed: int) -> int:
     """The free space, which must be enough for the test itself."""
-    from peftkit.report.durable import free_bytes
+    from peftkit.disk.durable import free_bytes
 
     check_space(run, needed)
     assert free_bytes(run.path) > PAGES_BYTES

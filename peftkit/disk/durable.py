@@ -14,6 +14,7 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from peftkit.disk.size import show_bytes
 from peftkit.errors import WriteError
 
 if TYPE_CHECKING:
@@ -113,16 +114,15 @@ def explained(path: Path, needed: int = 0) -> Iterator[None]:
 
 def cannot_write(path: Path, problem: OSError, needed: int = 0) -> WriteError:
     """The error to raise for a failure to write `needed` bytes at `path`."""
-    from peftkit.report.wording import size  # loads numpy, which a light start does not need
-
     reason = (problem.strerror or str(problem)).lower()
     if problem.errno not in FULL:
         return WriteError(
             f"cannot write `{path}`: {reason}",
             hint="make it writable and give the same command again, or give another `--out DIR`",
         )
+    sizes = f"{show_bytes(needed)} needed, {show_bytes(free_bytes(path))} free"
     return WriteError(
-        f"cannot write `{path}`: {reason}; {size(needed)} needed, {size(free_bytes(path))} free",
+        f"cannot write `{path}`: {reason}; {sizes}",
         hint="make room, then give the same command again: it goes on where it stopped",
     )
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from peftkit.disk import durable
 from peftkit.errors import WriteError
-from peftkit.report import durable
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Blocks that `torch.compile` makes fewer, larger steps of, for runs long enough to earn it back.
+
+Only what trains is compiled: evaluation takes the plain blocks, or it would be compiled a second
+time. Attention within documents stays outside, because its steps depend on the documents. Lengths
+change from batch to batch, so they are compiled as unknown. What cannot be compiled later on runs
+as it is.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from peftkit.base.targets import first_block, list_blocks
+from peftkit.fast.refusals import unwrap
+from peftkit.fast.varlen import outside_graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+BREAK_EVEN_SECONDS = 2400.0
+"""Training from which it pays, by `benchmarks/training`: about 100 s to begin with, 6 % after."""
+
+
+def refuse_compile(seconds: float, *, recomputed: int) -> str | None:
+    """Why a run of about so many seconds is not compiled, if so."""
+    if recomputed:
+        return "blocks that run again are not compiled"
+    if seconds < BREAK_EVEN_SECONDS:
+        return f"about {seconds:.0f} s of training are too short to earn back the time it takes"
+    if not torch.cuda.is_available() and shutil.which("g++") is None:
+        return "there is no g++ on this machine"
+    return None
+
+
+def compile_blocks(model: Any) -> str | None:
+    """Let the blocks from the first adapted one up train compiled; None, or why they cannot."""
+    blocks = _blocks_that_train(model)
+    if any("forward" in vars(block) for block in blocks):
+        return "something has replaced the forward pass of its blocks"
+    outside_graphs()
+    for block in blocks:
+        plainly = block.forward
+        block.forward = partial(_forward, block, torch.compile(plainly, dynamic=True), plainly)
+    return None
+
+
+def release_blocks(model: Any) -> None:
+    """Give the blocks their own forward pass back."""
+    for block in _blocks_that_train(model):
+        if _is_ours(block):
+            del block.forward
+
+
+def check_compiled(model: Any, step: Callable[[], Tensor]) -> float:
+    """How far a compiled step is from a plain one in loss, relatively.
+
+    Raises:
+        Exception: of many kinds, where the blocks cannot be compiled.
+    """
+    import torch._dynamo as dynamo
+
+    release_blocks(model)
+    wanted = step()
+    compile_blocks(model)
+    dynamo.config.suppress_errors = False
+    found = step()
+    dynamo.config.suppress_errors = True  # a shape that fails later runs as it is
+    return float((found - wanted).abs() / wanted.abs())
+
+
+def is_on(model: Any) -> bool:
+    """Whether blocks train compiled."""
+    return any(_is_ours(block) for block in list_blocks(unwrap(model)))
+
+
+def _is_ours(block: Any) -> bool:
+    return getattr(vars(block).get("forward"), "func", None) is _forward
+
+
+def _blocks_that_train(model: Any) -> Sequence[Any]:
+    first = first_block(name for name, p in model.named_parameters() if p.requires_grad)
+    return list_blocks(unwrap(model))[first:]
+
+
+def _forward(
+    block: Any,
+    compiled: Callable[..., Any],
+    plainly: Callable[..., Any],
+    *inputs: Any,
+    **settings: Any,
+) -> Any:
+    trains = block.training and torch.is_grad_enabled()
+    return (compiled if trains else plainly)(*inputs, **settings)

@@ -1,0 +1,237 @@
+"""The key changes with everything the examples follow from, and with nothing else."""
+
+import copy
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from peftkit.data import token_key
+from peftkit.data.formats import Encoder
+from peftkit.data.token_key import describe_tokenizer, digest_code, make_key
+from peftkit.recipe.sections.data import SourceSection
+
+
+def key(folder: Path, tokenizer: Any, **changed: Any) -> str | None:
+    """The key of two files, in which one thing may be changed."""
+    files = {"a.jsonl": '{"text": "one"}\n', "b.jsonl": '{"text": "two"}\n'} | changed.pop(
+        "files", {}
+    )
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    section = {name: changed.pop(name) for name in ("format", "columns") if name in changed}
+    source = SourceSection(source=str(folder), **section)
+    plan: dict[str, Any] = {"stops": frozenset({2, 4}), "max_length": 64, "too_long": "drop"}
+    bad_rows, name = changed.pop("bad_rows", "skip"), changed.pop("name", "data")
+    paths = [folder / file for file in changed.pop("order", sorted(files))]
+    return make_key(source, name, paths, bad_rows, Encoder(tokenizer, **(plan | changed)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"files": {"a.jsonl": text}} for text in ('{"text": "onE"}\n', '{"text": "one"}', "")),
+        {"files": {"c.jsonl": '{"text": "three"}\n'}},
+        {"order": ["b.jsonl", "a.jsonl"]},
+        {"order": ["a.jsonl"]},
+        {"name": "other"},
+        {"format": "text"},
+        {"columns": {"text": "body"}},
+        {"columns": {"prompt": "a", "completion": "b"}},
+        {"max_length": 63},
+        {"too_long": "truncate"},
+        {"bad_rows": "error"},
+        {"stops": frozenset({2})},
+        {"stops": frozenset({2, 4, 5})},
+    ],
+    ids=str,
+)
+def test_another_source_or_recipe_has_another_key(
+    changed: dict[str, Any], tmp_path: Path, tokenizer: Any
+) -> None:
+    before = key(tmp_path, tokenizer)
+    assert before is not None
+    assert key(tmp_path, tokenizer, **changed) not in (before, None)
+
+
+def test_what_is_counted_is_all_there_is() -> None:
+    """Who adds a setting has to say in the key what it is."""
+    counted = {"tokenizer", "stops", "max_length", "too_long"}
+    assert {field.name for field in fields(Encoder)} == counted
+    assert set(SourceSection.model_fields) == {"source", "format", "columns"}
+
+
+def test_columns_count_in_their_order(tmp_path: Path, tokenizer: Any) -> None:
+    """Messages about a row list its columns in that order."""
+    columns = {"prompt": "a", "completion": "b"}
+    turned = dict(reversed(columns.items()))
+    assert key(tmp_path, tokenizer, columns=columns) != key(tmp_path, tokenizer, columns=turned)
+
+
+def test_a_file_counts_by_its_name(tmp_path: Path, tokenizer: Any) -> None:
+    before = key(tmp_path / "here", tokenizer)
+    (tmp_path / "here" / "c.jsonl").write_bytes((tmp_path / "here" / "b.jsonl").read_bytes())
+    assert key(tmp_path / "here", tokenizer, order=["a.jsonl", "c.jsonl"]) != before
+
+
+def rename_class(tokenizer: Any) -> None:
+    class Other(PreTrainedTokenizerFast):
+        pass
+
+    Other.__module__ = "transformers.models.other"
+    tokenizer.__class__ = Other
+
+
+CHANGES = {
+    "a word more": lambda t: t.add_tokens(["<new>"]),
+    "a special word": lambda t: t.add_tokens([AddedToken("q", lstrip=True)], special_tokens=True),
+    "another end": lambda t: setattr(t, "eos_token", "<|user|>"),
+    "no end": lambda t: setattr(t, "eos_token", None),
+    "another template": lambda t: setattr(t, "chat_template", t.chat_template + " "),
+    "no template": lambda t: setattr(t, "chat_template", None),
+    "several templates": lambda t: setattr(t, "chat_template", {"default": t.chat_template}),
+    "split specials": lambda t: setattr(t, "split_special_tokens", True),
+    "cleaning up": lambda t: setattr(t, "clean_up_tokenization_spaces", True),
+    "a normalizer": lambda t: setattr(t.backend_tokenizer, "normalizer", normalizers.Lowercase()),
+    "adding the end": lambda t: setattr(t, "add_eos_token", True),
+    "another class": rename_class,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_another_tokenizer_has_another_key(change: Any, tmp_path: Path, tokenizer: Any) -> None:
+    other = copy.deepcopy(tokenizer)
+    assert key(tmp_path, other) == key(tmp_path, tokenizer)
+    change(other)
+    assert key(tmp_path, other) not in (key(tmp_path, tokenizer), None)
+
+
+def test_the_same_from_elsewhere_has_the_same_key(tmp_path: Path, tokenizer: Any) -> None:
+    tokenizer.save_pretrained(tmp_path / "copied")
+    copied = AutoTokenizer.from_pretrained(tmp_path / "copied")
+    assert copied.name_or_path != tokenizer.name_or_path
+    copied.vocab_file = "elsewhere"
+    assert key(tmp_path / "a", copied) == key(tmp_path / "b", tokenizer)
+
+
+def test_what_was_encoded_before_does_not_show(tmp_path: Path, tokenizer: Any) -> None:
+    used = copy.deepcopy(tokenizer)
+    used(["one", "three"], padding=True, truncation=True, max_length=4)
+    assert used.backend_tokenizer.padding is not None
+    assert used.backend_tokenizer.truncation is not None
+    assert key(tmp_path, used) == key(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["CODE", "LIBRARIES"])
+def test_other_code_has_another_key(
+    name: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = key(tmp_path, tokenizer)
+    monkeypatch.setattr(token_key, name, {"CODE": "0" * 64, "LIBRARIES": ("jinja2",)}[name])
+    assert key(tmp_path, tokenizer) not in (before, None)
+    monkeypatch.setattr(token_key, "CODE", "")
+    assert key(tmp_path, tokenizer) is None
+
+
+def test_the_code_is_every_module_of_the_folder(tmp_path: Path) -> None:
+    assert digest_code(tmp_path) == ""
+    assert digest_code(tmp_path / "none") == ""
+    (tmp_path / "a.py").write_text("A = 1\n")
+    one = digest_code(tmp_path)
+    (tmp_path / "b.py").write_text("")
+    two = digest_code(tmp_path)
+    (tmp_path / "a.py").write_text("A = 2\n")
+    assert len({"", one, two, digest_code(tmp_path)}) == 4
+    assert digest_code(Path(token_key.__file__).parent) == token_key.CODE
+    (tmp_path / "c.py").mkdir()  # cannot be read
+    assert digest_code(tmp_path) == ""
+
+
+class Reversing:
+    """A step in Python, which no file can hold."""
+
+    def pre_tokenize(self, text: Any) -> None:
+        raise NotImplementedError
+
+
+class Derived(PreTrainedTokenizerFast):
+    """Whose code has no version."""
+
+
+CUSTOM = pre_tokenizers.PreTokenizer.custom
+OPAQUE = {
+    "a step in python": lambda t: setattr(
+        t.backend_tokenizer, "pre_tokenizer", CUSTOM(Reversing())
+    ),
+    "one of several steps": lambda t: setattr(
+        t.backend_tokenizer,
+        "pre_tokenizer",
+        pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), CUSTOM(Reversing())]),
+    ),
+    "a class of one's own": lambda t: setattr(t, "__class__", Derived),
+    "a function": lambda t: setattr(t, "hook", print),
+    "an object": lambda t: setattr(t, "model", object()),
+}
+
+
+@pytest.mark.parametrize("change", OPAQUE.values(), ids=OPAQUE)
+def test_what_cannot_be_told_has_no_key(change: Any, tmp_path: Path, tokenizer: Any) -> None:
+    other = copy.deepcopy(tokenizer)
+    change(other)
+    assert describe_tokenizer(other) is None
+    assert key(tmp_path, other) is None
+
+
+def test_a_tokenizer_without_a_backend_has_no_key(tmp_path: Path) -> None:
+    slow = type("SlowTokenizer", (), {"__module__": "transformers.models.slow"})
+    assert key(tmp_path, slow()) is None
+
+
+HOURS = [
+    "{{ strftime_now('%H:%M') }}",
+    "{{ strftime_now('%d %b') }}{{ strftime_now('%c') }}",
+    "{{ strftime_now(format) }}",
+    "{% set now = strftime_now %}{{ now('%s') }}",
+    "{{ [1, 2] | random }}",
+    "{{ lipsum() }}",
+]
+DAYS = [
+    "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}",
+    '{{ strftime_now( "%-d. %B, %A" ) }}',
+]
+
+
+@pytest.mark.parametrize("template", HOURS)
+def test_a_template_that_says_the_hour_has_no_key(template: str, tokenizer: Any) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    assert describe_tokenizer(other) is None
+    other.chat_template = {"default": "", "tool_use": template}
+    assert describe_tokenizer(other) is None
+
+
+@pytest.mark.parametrize("template", DAYS)
+def test_a_template_that_says_the_day_has_a_key_for_the_day(
+    template: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    today = describe_tokenizer(other)
+    assert today is not None
+    monkeypatch.setattr(token_key, "datetime", Tomorrow)
+    assert describe_tokenizer(other) not in (today, None)
+    other.chat_template = {"default": "'", "tool_use": template}
+    assert describe_tokenizer(other) is not None
+
+
+class Tomorrow(datetime):
+    """A clock that is years ahead."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "Tomorrow":
+        return cls(2099, 1, 1, tzinfo=tz)
