@@ -55,7 +55,8 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/compiled"
         os.environ["PEFTKIT_CACHE"] = f"{folder}/kept"
         for shape in given.shape:
-            for shapes[shape] in compare(shape, settings, Path(folder)):
+            for found in compare(shape, settings, Path(folder)):
+                shapes[shape] = found
                 path = write_result(given.into, facts | {"shapes": shapes})  # so far
     print(path)
 
