@@ -43,6 +43,17 @@ def describe_versions() -> dict[str, str]:
     return found
 
 
+def local_processes() -> int:
+    """How many processes of this run a launcher such as `torchrun` put on this machine."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(int(said), 1) if said.isdigit() else 1
+
+
+def own_memory() -> int:
+    """Bytes of memory that are this process's to plan with: its GPU's, or its share of all."""
+    return total_memory() if torch.cuda.is_available() else total_memory() // local_processes()
+
+
 def total_memory() -> int:
     """Bytes of memory in all: the GPU's where there is one, else the machine's."""
     if torch.cuda.is_available():

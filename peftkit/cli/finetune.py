@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.exceptions import Exit
 
 from peftkit.cli import output
 from peftkit.cli.watching import Terminal
+from peftkit.errors import RunError, Stopped
 from peftkit.pipeline.signals import listen
 from peftkit.recipe.load import load_recipe
 from peftkit.report.holding import hold
+from peftkit.train.processes import is_first, join
 
 if TYPE_CHECKING:
     from peftkit.pipeline.conclude import Run
@@ -46,6 +49,9 @@ def command(
 
     The same command goes on where an interrupted run stopped.
     """
+    if not is_first():
+        _follow(dry_run=flags["dry_run"])
+        return
     loaded = load_recipe(recipe, overrides)
     folder = out or Path("runs") / loaded.recipe.name
     watch = Terminal(quiet=flags["quiet"])
@@ -57,6 +63,7 @@ def command(
         from peftkit.pipeline.finetune import finetune, prepare
 
         if flags["dry_run"]:
+            join()
             prepare(loaded, run, fresh=flags["fresh"], allow=allow)
             _show_plan(run.read("plan.json"), as_json=flags["as_json"])
             return
@@ -65,6 +72,19 @@ def command(
         output.show_json(done.metrics)
     else:
         _show_result(done)
+
+
+def _follow(*, dry_run: bool) -> None:
+    """Help the first process, which also says what all of them run into alike."""
+    if dry_run:
+        join()
+        return
+    from peftkit.pipeline.follow import follow
+
+    try:
+        follow()
+    except (RunError, Stopped) as error:
+        raise Exit(error.exit_code) from None
 
 
 def _show_plan(plan: dict[str, Any], *, as_json: bool) -> None:

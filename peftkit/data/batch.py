@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TENSORS = ("inputs", "targets", "positions", "trained")
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Token ids, the ids to predict at each, and each token's place in its document.
@@ -36,17 +39,24 @@ class Batch:
     """Of the documents, where the batch is one flat row of them; else None."""
     documents: tuple[tuple[Example, ...], ...] = ()
     """What stands in each row, one after the other from its start."""
+    trained: Tensor | None = None
+    """Where targets are to be predicted, in the flattened batch; known here, so that a GPU is not
+    waited for to find out how many there are."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        positions = None if self.positions is None else self.positions.to(device)
-        inputs, targets = self.inputs.to(device), self.targets.to(device)
-        return replace(self, inputs=inputs, targets=targets, positions=positions)
+        """The same batch on `device`; a GPU gets it while the host goes on."""
+        named = {name: getattr(self, name) for name in TENSORS}
+        moved = {name: _move(value, device) for name, value in named.items() if value is not None}
+        return replace(self, **moved)  # type: ignore[arg-type]  # each name has a tensor of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Everything one optimizer update sees, in micro-batches."""
+    """Everything one optimizer update sees, in micro-batches.
+
+    Where processes divide an update, `micro_batches` are this one's; the counts are the whole's, so
+    that what the processes add up is a mean over all tokens.
+    """
 
     micro_batches: tuple[Batch, ...]
     trained_tokens: int
@@ -69,22 +79,55 @@ class Layout:
 
 
 def stream_updates(
-    examples: Sequence[Example], layout: Layout, *, rows: int, seed: int, start: int = 0
+    examples: Sequence[Example],
+    layout: Layout,
+    *,
+    rows: int,
+    seed: int,
+    start: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[Update]:
     """Updates of `rows` documents for ever, from number `start` on, in seeded order.
 
-    Every document comes once an epoch. An update is a pure function of its number, so a resumed
-    run needs no saved position.
+    Every document comes once an epoch, in one of the `parts`. An update is a pure function of its
+    number, so a resumed run needs no saved position.
     """
     number = start
     while True:
         places = range(number * rows, (number + 1) * rows)
-        yield make_update([examples[_at(p, len(examples), seed)] for p in places], layout)
+        documents = [examples[_at(p, len(examples), seed)] for p in places]
+        yield make_update(documents, layout, part=part, parts=parts)
         number += 1
 
 
-def make_update(documents: Sequence[Example], layout: Layout) -> Update:
+def make_update(
+    documents: Sequence[Example], layout: Layout, *, part: int = 0, parts: int = 1
+) -> Update:
     """One update from its documents: flat, packed or one a row, in micro-batches."""
+    lengths = [document.length for document in documents]
+    own = [documents[index] for index in divide(lengths, parts)[part]]
+    batches = _lay_out(own, layout) if own else []
+    trained = sum(document.trained_tokens for document in documents)
+    return Update(tuple(batches), trained, sum(lengths))
+
+
+def divide(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Indices of documents in `parts` of about as many tokens, each index in one, in order.
+
+    The longest goes first, always to the part that has least; with fewer documents than parts some
+    are empty.
+    """
+    found: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        least = loads.index(min(loads))
+        found[least].append(index)
+        loads[least] += lengths[index]
+    return [sorted(own) for own in found]
+
+
+def _lay_out(documents: Sequence[Example], layout: Layout) -> list[Batch]:
     lengths = [document.length for document in documents]
     if layout.flat:
         bins = pack(lengths, max(layout.micro_tokens, *lengths))
@@ -94,9 +137,7 @@ def make_update(documents: Sequence[Example], layout: Layout) -> Update:
     else:
         bins = [[index] for index in range(len(documents))]
     rows = [[documents[index] for index in row] for row in bins]
-    batches = [flatten(row) for row in rows] if layout.flat else _collate_all(rows, layout)
-    trained = sum(document.trained_tokens for document in documents)
-    return Update(tuple(batches), trained, sum(batch.real_tokens for batch in batches))
+    return [flatten(row) for row in rows] if layout.flat else _collate_all(rows, layout)
 
 
 def flatten(documents: Sequence[Example]) -> Batch:
@@ -130,7 +171,14 @@ def collate(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
         None if alone else torch.from_numpy(positions),
         real,
         documents=tuple(tuple(row) for row in rows),
+        trained=torch.from_numpy(np.flatnonzero(targets != IGNORED)),
     )
+
+
+def _move(values: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _collate_all(rows: Sequence[Sequence[Example]], layout: Layout) -> list[Batch]:

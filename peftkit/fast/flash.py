@@ -77,13 +77,20 @@ def _find_in_torch() -> Callable[..., Tensor] | None:
     except ImportError:
         return None
     known: Any = varlen_attn
-    if not {"scale", "window_size", "enable_gqa"} <= signature(known).parameters.keys():
+    settings = signature(known).parameters.keys()
+    if not {"scale", "window_size"} <= settings:
         return None
+    grouped = {"enable_gqa": True} if "enable_gqa" in settings else {}
 
     def run(*given: Any) -> Tensor:
-        *rows, bounds, longest, scale, window = given
+        query, key, value, bounds, longest, scale, window = given
+        if not grouped and key.shape[1] != query.shape[1]:  # older torch: a key head a query head
+            group = query.shape[1] // key.shape[1]
+            key, value = (each.repeat_interleave(group, dim=1) for each in (key, value))
         lengths = (bounds, bounds, longest, longest)
-        made: Tensor = known(*rows, *lengths, scale=scale, window_size=window, enable_gqa=True)
+        made: Tensor = known(
+            query, key, value, *lengths, scale=scale, window_size=window, **grouped
+        )
         return made
 
     return run

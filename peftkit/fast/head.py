@@ -86,7 +86,7 @@ def _trained_losses(model: Any, batch: Batch, head: Head) -> tuple[Tensor, Tenso
     with attending(model, batch.lengths):
         outputs = unwrap(model).base_model(input_ids=batch.inputs, use_cache=False, **positions)
     hidden, targets = outputs.last_hidden_state.flatten(0, 1), batch.targets.flatten()
-    places = (targets != IGNORED).nonzero()[:, 0]
+    places = (targets != IGNORED).nonzero()[:, 0] if batch.trained is None else batch.trained
     picked = hidden.index_select(0, places.to(hidden.device))
     return project_losses(picked, targets[places], head), places
 

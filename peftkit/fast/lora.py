@@ -12,7 +12,6 @@ adapter as others will load it.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,19 +37,24 @@ def enable(model: Any) -> str | None:
     if reason := next((reason for layer in layers for reason in _refuse(layer)), None):
         return reason
     for layer in layers:
-        layer.forward = partial(_forward, layer)
+        layer.__class__ = BaseFormatLinear  # one class for all, so that what is compiled is shared
     return None
 
 
 def disable(model: Any) -> None:
     """Give every LoRA layer peft's own forward pass back."""
     for layer in _layers(model):
-        vars(layer).pop("forward", None)
+        if _is_ours(layer):
+            layer.__class__ = LoraLinear
 
 
 def is_on(model: Any) -> bool:
     """Whether LoRA layers train this way."""
-    return any("forward" in vars(layer) for layer in _layers(model))
+    return any(_is_ours(layer) for layer in _layers(model))
+
+
+def _is_ours(layer: Any) -> bool:
+    return isinstance(layer, BaseFormatLinear)
 
 
 def _layers(model: Any) -> Iterator[Any]:
@@ -60,7 +64,8 @@ def _layers(model: Any) -> Iterator[Any]:
 def _refuse(layer: Any) -> Iterator[str]:
     """Why a layer cannot, the plainest reason first; mostly nothing."""
     base, active = layer.base_layer, layer.active_adapters
-    if type(layer) is not LoraLinear or type(base) not in (nn.Linear, Conv1D):
+    known = type(layer) in (LoraLinear, BaseFormatLinear)
+    if not known or type(base) not in (nn.Linear, Conv1D):
         yield f"an adapted layer is a {type(base).__name__}"
     if len(active) != 1 or active[0] not in layer.lora_A:
         yield f"{len(active)} adapters are active at once"
@@ -85,20 +90,24 @@ def _refuse_weights(layers: Sequence[Any]) -> Iterator[str]:
             yield f"the weight of an adapted layer is {each.weight.dtype}, sharded or packed"
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **settings: Any) -> Tensor:
-    plain = args or settings or layer.disable_adapters or layer.merged
-    if plain or not (layer.training and torch.is_grad_enabled()):
-        return LoraLinear.forward(layer, x, *args, **settings)
-    (name,) = layer.active_adapters
-    drop = layer.lora_dropout[name]
-    seen = dropout(x, drop.p) if isinstance(drop, nn.Dropout) and drop.p else None
-    base = layer.base_layer
-    weight = base.weight.t() if isinstance(base, Conv1D) else base.weight
-    small = (layer.lora_A[name].weight, layer.lora_B[name].weight)
-    updated: Tensor = UpdatedLinear.apply(  # type: ignore[no-untyped-call]
-        x, seen, weight, base.bias, *small, layer.scaling[name]
-    )
-    return updated
+class BaseFormatLinear(LoraLinear):
+    """peft's layer, except while it trains."""
+
+    def forward(self, x: Tensor, *args: Any, **settings: Any) -> Tensor:
+        """The layer's output with its update."""
+        plain = args or settings or self.disable_adapters or self.merged
+        if plain or not (self.training and torch.is_grad_enabled()):
+            return super().forward(x, *args, **settings)
+        (name,) = self.active_adapters
+        drop = self.lora_dropout[name]
+        seen = dropout(x, drop.p) if isinstance(drop, nn.Dropout) and drop.p else None
+        base = self.base_layer
+        weight = base.weight.t() if isinstance(base, Conv1D) else base.weight
+        small = (self.lora_A[name].weight, self.lora_B[name].weight)
+        updated: Tensor = UpdatedLinear.apply(  # type: ignore[no-untyped-call]
+            x, seen, weight, base.bias, *small, self.scaling[name]
+        )
+        return updated
 
 
 class UpdatedLinear(Function):

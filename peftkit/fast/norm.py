@@ -7,7 +7,7 @@ numbers first: only one whose output is equal to the last bit is taken over.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,42 +44,63 @@ def _norms(model: Any) -> Iterator[Any]:
 
 
 def _is_ours(norm: Any) -> bool:
-    return getattr(vars(norm).get("forward"), "func", None) is _forward
+    return isinstance(norm, _KeepsLess)
 
 
 def _take_over(norm: Any) -> bool:
-    eps: Any = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    known = isinstance(eps, float) and isinstance(norm.weight, torch.Tensor)
-    if not known or norm.weight.requires_grad or norm.weight.ndim != 1 or norm.weight.is_meta:
+    weight: Any = norm.weight
+    known = isinstance(weight, torch.Tensor) and isinstance(_eps_of(norm), float)
+    if not known or weight.requires_grad or weight.ndim != 1 or weight.is_meta:
         return False
     if _is_ours(norm):
         return True
     if "forward" in vars(norm):
         return False
     for shifted in (False, True):
-        if _gives_the_same(norm, eps, shifted=shifted):
-            norm.forward = partial(_forward, norm, type(norm).forward, eps, shifted)
+        if _gives_the_same(norm, shifted=shifted):
+            family: Any = type(norm)
+            norm.__class__ = _kind_of(family, shifted)
             return True
     return False
 
 
+def _eps_of(norm: Any) -> Any:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+class _KeepsLess:
+    """Put before a family's norm: that norm, except while it trains."""
+
+    weight: Tensor
+    training: bool
+    shifted: bool
+
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        """The norm of each row."""
+        trains = self.training and torch.is_grad_enabled() and x.requires_grad
+        if more or not trains or x.dtype != self.weight.dtype:
+            given: Tensor = super().forward(x, *more)  # type: ignore[misc]
+            return given
+        made: Tensor = RootMeanSquareNorm.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, _eps_of(self), self.shifted
+        )
+        return made
+
+
+@lru_cache(maxsize=16)
+def _kind_of(family: type, shifted: bool) -> type:  # noqa: FBT001 - a key
+    """One class for all norms of a family, so that what is compiled is shared by its blocks."""
+    return type(family.__name__, (_KeepsLess, family), {"shifted": shifted})
+
+
 @torch.no_grad()
-def _gives_the_same(norm: Any, eps: float, *, shifted: bool) -> bool:
+def _gives_the_same(norm: Any, *, shifted: bool) -> bool:
     weight = norm.weight
     draw = torch.Generator().manual_seed(0)
     tried = torch.randn(TRIED_ROWS, len(weight), generator=draw).to(weight.device, weight.dtype)
     wanted = norm(tried)
-    found, _ = _compute(tried, weight, eps, shifted=shifted)
+    found, _ = _compute(tried, weight, _eps_of(norm), shifted=shifted)
     return bool(wanted.dtype == found.dtype and torch.equal(wanted, found))
-
-
-def _forward(norm: Any, plain: Any, eps: float, shifted: bool, x: Tensor, *more: Any) -> Tensor:  # noqa: FBT001 - bound once
-    trains = norm.training and torch.is_grad_enabled() and x.requires_grad
-    if more or not trains or x.dtype != norm.weight.dtype:
-        given: Tensor = plain(norm, x, *more)
-        return given
-    made: Tensor = RootMeanSquareNorm.apply(x, norm.weight, eps, shifted)  # type: ignore[no-untyped-call]
-    return made
 
 
 def _compute(x: Tensor, weight: Tensor, eps: float, *, shifted: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftkit.recipe.load import load_recipe
 from peftkit.report.holding import hold
+from peftkit.train.processes import is_first
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,13 @@ def finetune(
     """A finished run of the recipe: `.metrics`, `.findings`, `.adapter`, `.report`.
 
     Goes on where an earlier, interrupted call with the same recipe and folder stopped; keys in
-    `allow_change`, such as `train.steps`, may be other than the run began with.
+    `allow_change`, such as `train.steps`, may be other than the run began with. Of the processes
+    that a launcher started each returns the run.
     """
+    if not is_first():
+        from peftkit.pipeline.follow import follow
+
+        return follow()
     from peftkit.pipeline.finetune import finetune as run_recipe
 
     overrides = [f"{key}={_as_text(value)}" for key, value in (set or {}).items()]

@@ -95,12 +95,15 @@ class Choices:
     @property
     def lines(self) -> Iterator[str]:
         """What is on, or off, and why: for the first lines of a run."""
-        why = self.why
+        why, on = self.why, [name for name in PATHS if getattr(self, name)]
         yield f"the base is held in {self.dtype}: {why['dtype']}"
-        yield f"packing is {_on(self.packing)}: {why['packing']}"
-        for name, what in PATHS.items():
-            yield f"{what} (`{name}`): {_on(getattr(self, name))}, {why[name]}"
-        yield f"blocks that run again for the backward pass: {self.recomputed}, {why['recompute']}"
+        yield f"packing is {'on' if self.packing else 'off'}: {why['packing']}"
+        yield f"fast paths that are on: {', '.join(on) or 'none'}"
+        for name in PATHS:
+            if name not in on:
+                yield f"{name} is off: {why[name]}"
+        if self.recomputed:
+            yield f"{self.recomputed} blocks run again for the backward pass: {why['recompute']}"
         yield f"{self.threads} CPU thread(s): {why['threads']}"
 
     def lay_out(self, pad_id: int) -> Layout:
@@ -291,7 +294,3 @@ def _step(model: Any, update: Update, paths: Paths) -> Tensor:
 def _norms_on(model: Any) -> str | None:
     count, why = enable_norms(model)
     return None if count else why
-
-
-def _on(value: bool) -> str:  # noqa: FBT001 - a word for a truth value
-    return "on" if value else "off"

@@ -1,8 +1,12 @@
-"""`finetune`, from a recipe to a report, top to bottom."""
+"""`finetune`, from a recipe to a report, top to bottom.
+
+Of several processes this is what the first does; `follow` is what the others do. Each `tell`
+here has its `hear` there, and each `wait` its own, in the same order.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +36,7 @@ from peftkit.pipeline.steps import Job, take_steps
 from peftkit.pipeline.watch import Silent
 from peftkit.report.record import EVALUATIONS, check_space
 from peftkit.train.checkpoint import check_fit, newest_checkpoint
+from peftkit.train.processes import join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +46,22 @@ if TYPE_CHECKING:
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.watch import Watch
     from peftkit.recipe.load import LoadedRecipe
+    from peftkit.recipe.schema import Recipe
     from peftkit.report.record import RunFolder
     from peftkit.train.checkpoint import Checkpoint
+    from peftkit.train.processes import Processes
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What other processes are told before they load anything."""
+
+    recipe: Recipe
+    run: RunFolder
+    steps: int
+    dtype: str
+    identity: dict[str, Any]
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,51 +113,54 @@ def finetune(
 ) -> Run:
     """Train the recipe's adapter in `run`, or go on where it stopped, and say if it helped."""
     watch = watch or Silent()
-    recipe = loaded.recipe
+    recipe, processes = loaded.recipe, join()
     with listen() as requests:
         prepared = prepare(loaded, run, fresh=fresh, allow=allow)
         setup, plan = prepared.setup, prepared.plan
         if run.finished and not prepared.changes:
             watch.say(f"`{run.path}` is finished; `--fresh` would start over")
-            return read_run(run)
+            return processes.tell(read_run(run))
         _say_what_is_there(prepared, watch)
+        checkpoint, identity = prepared.checkpoint, prepared.identity
+        processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
         base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
         model = attach(base.model, recipe.adapter, seed=recipe.seed)
-        if prepared.checkpoint is not None:
-            check_fit(prepared.checkpoint, trainable(model))
-        choices = _settle(loaded, run, prepared, model)
-        torch.set_num_threads(choices.threads)
-        for line in choices.lines:
-            watch.say(line)
-        kept = _keep_states(setup, choices, model, watch)
+        if checkpoint is not None:
+            check_fit(checkpoint, trainable(model))
+        choices = _settle(loaded, run, prepared, model, processes)
+        torch.set_num_threads(processes.tell(choices).threads)
+        _say_choices(choices, processes, watch)
+        kept = keep_base_states(setup, choices, model, watch)
+        processes.wait()
         paths = restore_paths(model, head=choices.head, kept=kept)
         with base_only(model):
             before = evaluate_all(model, setup, recipe, paths, watch)
         if not run.lines(EVALUATIONS):
             run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
-        job = Job(
-            recipe, setup, run, plan.steps, choices, paths, prepared.identity, prepared.checkpoint
-        )
+        job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
         take_steps(model, job, requests, watch)
         with requests.deferred("the adapter is saved; its evaluation is left"):
             save_adapter(model, run.adapter, setup.origin, method=recipe.adapter.method)
         after = evaluate_all(model, setup, recipe, paths, watch)
-        return conclude(run, recipe, setup, before, after)
+        return processes.tell(conclude(run, recipe, setup, before, after))
 
 
-def _settle(loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any) -> Choices:
+def _settle(
+    loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any, processes: Processes
+) -> Choices:
     """The choices of the earlier part of this run, or new ones, written down before any step."""
     lock = run.read("lock.json")
     if lock is not None and not prepared.changes:
         return keep_choices(lock["choices"], model, loaded.recipe)
     choices = make_choices(loaded.recipe, prepared.setup, prepared.plan, model)
+    choices = replace(choices, processes=processes.world)
     run.reopen()
     write_lock(run, prepared.identity, choices, prepared.changes)
     write_recipe(run, loaded)
     return choices
 
 
-def _keep_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -> Kept | None:
+def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -> Kept | None:
     """The states that enter the first adapted block, where they are to be kept."""
     if not choices.frozen:
         return None
@@ -148,6 +170,18 @@ def _keep_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -> Ke
     watch.say(f"computing once what {cut.first} frozen blocks make of the training documents")
     documents = setup.data.train.examples
     return keep_states(model, documents, cut, base=setup.digest, flat=choices.flat)
+
+
+def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
+    for line in choices.lines:
+        watch.say(line)
+    if processes.world > 1:
+        watch.say(f"{processes.world} processes divide the rows of each update")
+    if processes.world != choices.processes:
+        watch.say(
+            f"the run began with {choices.processes} process(es): from now on the last digits "
+            "differ, and so does what dropout draws"
+        )
 
 
 def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:

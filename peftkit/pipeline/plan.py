@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peftkit.base.dtype import DTYPES
-from peftkit.base.machine import total_memory
+from peftkit.base.machine import own_memory
 from peftkit.base.memory import (
     CPU_RUNTIME,
     Load,
@@ -76,7 +76,7 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         micro_rows=micro,
         recomputed_blocks=load.recomputed,
         memory_bytes={"training": training, "evaluation": evaluation},
-        memory_available=total_memory(),
+        memory_available=own_memory(),
         disk_bytes=(recipe.train.keep + 1) * sizes.trainable * 12 + sizes.trainable * 4,
     )
 
@@ -91,7 +91,7 @@ def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> t
         rows=None if named == "auto" else named,
         most_rows=recipe.train.batch.rows,
         width=max(example.length for example in setup.data.train.examples),
-        memory=total_memory(),
+        memory=own_memory(),
         on_gpu=setup.device.type == "cuda",
         bytes_a_number=DTYPES[setup.dtype].itemsize,
         may_recompute=recipe.train.recompute == "auto",

@@ -36,14 +36,18 @@ class Requests:
     waits: bool = False
     """True while something is in hand that is to be finished first."""
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
-        """Take note of a signal; stop at once where there is nothing to finish."""
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Take note of a signal."""
         del frame
         if self.number:
             os._exit(128 + number)
         if number == signal.SIGHUP:
             _forget_terminal()
         self.number = number
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Take note of a signal; stop at once where there is nothing to finish."""
+        self.note(number, frame)
         if not self.waits:
             raise Interrupted(number)
 
@@ -74,20 +78,28 @@ class Requests:
 def listen() -> Iterator[Requests]:
     """Signals as requests, for the length of a run; the earlier handlers come back after it."""
     requests = Requests()
+    try:
+        with handling(requests.hear):
+            yield requests
+    except Interrupted as heard:
+        what = "nothing was in progress that needed saving"
+        raise stopped(heard.number, what) from None
+
+
+@contextmanager
+def handling(handler: Any) -> Iterator[None]:
+    """Inside, the signals that ask a run to stop go to `handler`; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield requests  # only the main thread may handle signals
+        yield  # only the main thread may handle signals
         return
     earlier: dict[signal.Signals, Any] = {}
     try:
         for number in HEARD:
-            earlier[number] = signal.signal(number, requests.hear)
-        yield requests
-    except Interrupted as heard:
-        what = "nothing was in progress that needed saving"
-        raise stopped(heard.number, what) from None
+            earlier[number] = signal.signal(number, handler)
+        yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for number, before in earlier.items():
+            signal.signal(number, before)
 
 
 def _forget_terminal() -> None:

@@ -1,4 +1,8 @@
-"""The steps of a run: logged, evaluated and saved by plain code around the loop that yields."""
+"""The steps of a run: logged, evaluated and saved by plain code around the loop that yields.
+
+Of several processes the first does all of that, while the others wait for it. They agree after each
+step whether to stop, because a signal reaches one earlier than another.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.train.checkpoint import restore, save_checkpoint
 from peftkit.train.loop import train
 from peftkit.train.optimizer import make_optimizer
+from peftkit.train.processes import ALONE
 from peftkit.train.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -27,11 +32,12 @@ if TYPE_CHECKING:
     from peftkit.pipeline.choices import Choices
     from peftkit.pipeline.setup import Setup
     from peftkit.pipeline.signals import Requests
-    from peftkit.pipeline.watch import Watch
+    from peftkit.pipeline.watch import Progress, Watch
     from peftkit.recipe.schema import Recipe
     from peftkit.report.record import RunFolder
     from peftkit.train.checkpoint import Checkpoint
     from peftkit.train.loop import Step
+    from peftkit.train.processes import Processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class Job:
     identity: Mapping[str, Any]
     start: Checkpoint | None = None
     """Where an earlier part of the run stopped."""
+    processes: Processes = ALONE
 
 
 def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
@@ -57,22 +64,23 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
         weight_decay=job.recipe.train.weight_decay,
         flat=job.choices.optimizer,
     )
-    done = _resume(job, parameters, optimizer, watch)
-    if done and not any(line["step"] == done for line in job.run.lines(EVALUATIONS)):
-        _evaluate_if_due(model, job, done)  # it was cut short by what stopped the run
+    processes = job.processes
+    done = _resume(job, parameters, optimizer)
+    if processes.first:
+        _take_up(model, job, done, watch)
     finished = "every step is taken and saved; the evaluation is left"
     with requests.deferred(finished), watch.progress(job.steps, "training") as show:
         for step in _steps(model, job, optimizer, done):
-            job.run.append(STEPS, asdict(step))
-            pace = step.tokens / max(step.seconds, 1e-9)
-            show(step.step, loss=step.loss, tokens_per_second=pace)
-            with suppress(Interrupted), requests.at_once():
-                _evaluate_if_due(model, job, step.step)
+            if processes.first:
+                _record(model, job, step, requests, show)
             last = step.step == job.steps
-            if last or requests.number or step.step % job.recipe.train.save_every == 0:
-                _save(job, step.step, parameters, optimizer)
-            if requests.number and not last:
-                raise stopped(requests.number, f"step {step.step} of {job.steps} is saved")
+            number = processes.largest(requests.number)
+            if last or number or step.step % job.recipe.train.save_every == 0:
+                if processes.first:
+                    _save(job, step.step, parameters, optimizer)
+                number = processes.largest(requests.number)  # one may have come meanwhile
+            if number and not last:
+                raise stopped(number, f"step {step.step} of {job.steps} is saved")
 
 
 def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) -> Iterator[Step]:
@@ -83,6 +91,8 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
         rows=train_section.batch.rows,
         seed=job.recipe.seed,
         start=done,
+        part=job.processes.rank,
+        parts=job.processes.world,
     )
 
     def rate(step: int) -> float:
@@ -103,21 +113,35 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
         max_grad_norm=train_section.max_grad_norm,
         loss=job.paths.summed,
         seed=job.recipe.seed,
+        processes=job.processes,
     )
 
 
-def _resume(
-    job: Job, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer, watch: Watch
-) -> int:
-    """Steps already taken: weights, optimizer and log are put back to the newest whole save."""
+def _resume(job: Job, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> int:
+    """Steps already taken: weights and optimizer are put back to the newest whole save."""
     if job.start is None:
-        job.run.forget_after(0, evaluated=0)
         return 0
-    done = job.start.step
     restore(job.start, parameters, optimizer)
+    return job.start.step
+
+
+def _take_up(model: Any, job: Job, done: int, watch: Watch) -> None:
+    """Put the logs back to the newest whole save as well, and make good what was cut short."""
     job.run.forget_after(done, evaluated=min(done, job.steps - 1))
+    if not done:
+        return
     watch.say(f"going on from step {done} of {job.steps}")
-    return done
+    if not any(line["step"] == done for line in job.run.lines(EVALUATIONS)):
+        _evaluate_if_due(model, job, done)
+
+
+def _record(model: Any, job: Job, step: Step, requests: Requests, show: Progress) -> None:
+    """Log a step, show it, and evaluate after it if that is due."""
+    job.run.append(STEPS, asdict(step))
+    pace = step.tokens / max(step.seconds, 1e-9)
+    show(step.step, loss=step.loss, tokens_per_second=pace)
+    with suppress(Interrupted), requests.at_once():
+        _evaluate_if_due(model, job, step.step)
 
 
 def _save(

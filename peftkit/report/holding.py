@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.disk.durable import cannot_write, explained
 from peftkit.errors import BusyError, WriteError
-from peftkit.report.durable import cannot_write, explained
 from peftkit.report.record import RunFolder
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from peftkit.base.machine import local_processes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,9 +26,10 @@ and 6 s with two as soon as something else ran.
 
 
 def candidate_threads() -> list[int]:
-    """One thread, and all that this process may use."""
+    """One thread, and all that this process may use: its share of those of the machine."""
     allowed = os.environ.get("OMP_NUM_THREADS")
-    every = int(allowed) if allowed and allowed.isdigit() else len(os.sched_getaffinity(0))
+    share = len(os.sched_getaffinity(0)) // local_processes()
+    every = int(allowed) if allowed and allowed.isdigit() else share
     return sorted({1, max(every, 1)})
 
 

@@ -18,7 +18,7 @@ PHASES = {
     "the first evaluation": (MEASURE, 1, None),
     "a step": (STEP, 5, None),
     "an evaluation in between": (MEASURE, 1, (STEP, 4)),
-    "a save": ("peftkit.train.checkpoint:read_moments", 2, None),
+    "a save": ("peftkit.train.optimizer:read_moments", 2, None),
     "old ones being removed": ("peftkit.train.checkpoint:rotate", 3, None),
     "the last step": (STEP, 12, None),
     "the save of the adapter": ("peftkit.adapters.store:_save_peft", 1, None),
