@@ -1,4 +1,4 @@
-"""However rows, batches and epochs fall, a resumed run sees each row when it should."""
+"""However rows, batches, epochs and processes fall, a resumed run sees each row when it should."""
 
 import random
 from collections import Counter
@@ -50,16 +50,30 @@ def test_each_row_once_an_epoch_wherever_the_run_stopped(record_property: Any) -
         steps = -(-epochs * count // batch)
         stop = draw.randint(0, steps)
 
-        def take(start: int, end: int) -> list[Counter[int]]:
-            stream = stream_updates(rows, layout, rows=batch, seed=seed, start=start)  # noqa: B023
-            return seen(list(islice(stream, end - start)), rows, 999)  # noqa: B023
+        def take(start: int, end: int, parts: int) -> list[Counter[int]]:
+            """What each update holds, put together from the parts of so many processes."""
+            whole = [Counter[int]() for _ in range(start, end)]
+            for part in range(parts):
+                stream = stream_updates(
+                    rows,  # noqa: B023
+                    layout,  # noqa: B023
+                    rows=batch,  # noqa: B023
+                    seed=seed,  # noqa: B023
+                    start=start,
+                    part=part,
+                    parts=parts,
+                )
+                found = seen(list(islice(stream, end - start)), rows, 999)  # noqa: B023
+                whole = [one + other for one, other in zip(whole, found, strict=True)]
+            return whole
 
-        resumed = take(0, stop) + take(stop, steps)
+        before, after = draw.randint(1, 4), draw.randint(1, 4)
+        resumed = take(0, stop, before) + take(stop, steps, after)
         total = sum(resumed, Counter())
         extra = steps * batch - epochs * count
         often = Counter(total.values())
         expected = Counter({epochs + extra // count: count - extra % count})
         expected[epochs + extra // count + 1] += extra % count
-        right += resumed == take(0, steps) and often == +expected
+        right += resumed == take(0, steps, 1) and often == +expected
     record_property("resumes that see each row once an epoch", {"cases": CASES, "right": right})
     assert right == CASES
