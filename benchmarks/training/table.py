@@ -1,6 +1,6 @@
-"""Put the newest result, as Markdown, into this folder's README.
+"""Put the newest result of each shape, as Markdown, into this folder's README.
 
-python benchmarks/training/table.py [RESULT]
+python benchmarks/training/table.py [RESULT …]
 """
 
 from __future__ import annotations
@@ -49,33 +49,40 @@ GEMM_BARS = {"peftkit": 0.55, "peftkit in float32": 0.85}
 def main() -> None:
     """Rewrite the part of the README between the two marks."""
     named = [Path(argument) for argument in sys.argv[1:]]
-    path = named[0] if named else max((HERE / "results").glob("*.json"), key=_age)
+    paths = named or sorted((HERE / "results").glob("*.json"), key=_age)
     readme = HERE / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    text = f"{before}{BEGIN}\n\n{render(path)}\n{END}{after}"
-    readme.write_text(text, encoding="utf-8")
+    newest = {shape: path for path in paths for shape in _read(path)["measured"]["shapes"]}
+    text = "\n".join(render(shape, newest[shape]) for shape in sorted(newest))
+    readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
-def render(path: Path) -> str:
-    """The whole result as Markdown."""
-    result = json.loads(path.read_text(encoding="utf-8"))
+def render(shape: str, path: Path) -> str:
+    """The newest result of one shape as Markdown."""
+    result = _read(path)
     measured = result["measured"]
     versions = result["versions"] | ({"trl": measured["trl"]} if "trl" in measured else {})
     named = ("torch", "transformers", "peft", "trl")
+    found = measured["shapes"][shape]
     lines = [
+        f"### Shape {shape}",
+        "",
         f"From `{path.name}`: {result['machine']['cpu']}, one thread, "
         + ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
         + f"; {measured['settings']['docs']} documents an epoch, "
         + f"{measured['settings']['rounds']} warm epochs an arm. "
-        + f"`base.dtype: auto` means {' there: '.join(measured['dtype_of_a_run'])}.",
+        + f"`base.dtype: auto` means {': '.join(measured['dtype_of_a_run'])}.",
         *(f"Left out: {arm} ({why})." for arm, why in measured["left_out"].items()),
         "",
+        *(*_speeds(found), "", *_costs(found), "", *_ratios(found), "", *_heads(found), ""),
     ]
-    for name, shape in measured["shapes"].items():
-        lines += [f"### Shape {name}", "", *_speeds(shape), "", *_costs(shape), ""]
-        lines += [*_ratios(shape), "", *_heads(shape), ""]
     return "\n".join(lines)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
 
 
 def _speeds(shape: dict[str, Any]) -> list[str]:
