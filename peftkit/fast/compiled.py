@@ -61,13 +61,14 @@ def check_compiled(model: Any, step: Callable[[], Tensor]) -> float:
     """How far a compiled step is from a plain one in loss, relatively.
 
     Raises:
-        Exception: of many kinds, where the blocks cannot be compiled.
+        NotImplementedError: the blocks are not what can be compiled; a compiler raises much else.
     """
     import torch._dynamo as dynamo
 
     release_blocks(model)
     wanted = step()
-    compile_blocks(model)
+    if reason := compile_blocks(model):
+        raise NotImplementedError(reason)
     dynamo.config.suppress_errors = False
     found = step()
     dynamo.config.suppress_errors = True  # a shape that fails later runs as it is

@@ -92,7 +92,7 @@ def choose_compile(
         error = compiled.check_compiled(model, step)
     except (RuntimeError, TypeError, ValueError, LookupError, OSError, ImportError) as problem:
         compiled.release_blocks(model)
-        return False, f"they cannot be compiled: {type(problem).__name__}"
+        return False, f"they cannot be compiled: {str(problem).strip().partition(chr(10))[0]}"
     if not error <= TOLERANCE[next(model.parameters()).dtype]:
         compiled.release_blocks(model)
         return False, f"compiled, the loss differs by {error:.2g}"

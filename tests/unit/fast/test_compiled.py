@@ -67,11 +67,11 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
 
     def step() -> Tensor:
         if compiled.is_on(model):
-            raise NotImplementedError
+            raise NotImplementedError("no such instruction\nand much more")
         return summed_loss(model, batch).detach()
 
     on, why = choose_compile(model, FastSection(), step, seconds=LONG, recomputed=0)
-    assert (on, why) == (False, "they cannot be compiled: NotImplementedError")
+    assert (on, why) == (False, "they cannot be compiled: no such instruction")
     assert not compiled.is_on(model)
 
 
@@ -86,6 +86,18 @@ def test_what_would_give_another_loss_runs_as_it_is(monkeypatch: pytest.MonkeyPa
     assert not on
     assert "the loss differs by 0.05" in why
     assert not compiled.is_on(model)
+
+
+def test_blocks_that_something_else_has_replaced_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapt().train()
+    monkeypatch.setattr(shutil, "which", lambda _name: "somewhere")
+    block = model.get_base_model().model.layers[0]
+    block.forward = block.forward
+    found = choose_compile(model, FastSection(), lambda: torch.ones(()), seconds=LONG, recomputed=0)
+    assert found == (
+        False,
+        "they cannot be compiled: something has replaced the forward pass of its blocks",
+    )
 
 
 def test_it_can_be_switched_off() -> None:
