@@ -99,7 +99,12 @@ def add_adapter(model: Any, folder: Path, number: int) -> Any:
     """The model with one more adapter of the same kind active beside those it has."""
     if not isinstance(model, PeftModel):
         raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
-    verify_adapter(folder, module_shapes(model))
+    facts = verify_adapter(folder, module_shapes(model))
+    kind = model.peft_config[model.active_adapters[0]].peft_type.value
+    if facts.peft_type != kind:
+        raise InputError(
+            f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
+        )
     name = f"adapter{number}"
     with quiet():
         model.load_adapter(str(folder), adapter_name=name)
