@@ -100,7 +100,8 @@ def add_adapter(model: Any, folder: Path, number: int) -> Any:
     if not isinstance(model, PeftModel):
         raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
     facts = verify_adapter(folder, module_shapes(model))
-    kind = model.peft_config[model.active_adapters[0]].peft_type.value
+    first: Any = model.peft_config[model.active_adapters[0]]
+    kind = first.peft_type.value
     if facts.peft_type != kind:
         raise InputError(
             f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
