@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
-from peftkit.base.targets import choose_blocks, choose_targets, linear_layers, means
-from peftkit.base.upstream import quiet
-from peftkit.errors import RecipeError
+from peftkit.adapters.in_place import attach_in_place, putting_back
+from peftkit.adapters.peft_methods import attach_ia3, attach_lora, attach_oft, attach_vera
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from peftkit.recipe.sections.adapter import AdapterSection, FullSection, LoraSection
+    from peftkit.recipe.sections.adapter import AdapterSection
+
+METHODS: dict[str, Callable[[Any, Any], Any]] = {
+    "lora": attach_lora,
+    "ia3": attach_ia3,
+    "vera": attach_vera,
+    "oft": attach_oft,
+    "layernorm": attach_in_place,
+    "bitfit": attach_in_place,
+    "top": attach_in_place,
+    "full": attach_in_place,
+}
 
 
 def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
@@ -34,58 +43,6 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
 def base_only(model: Any) -> AbstractContextManager[Any]:
     """Inside, the model answers as the base it was before the adapter was put on it."""
     if not isinstance(model, PeftModel):
-        return nullcontext()
+        return putting_back(model)
     without: AbstractContextManager[Any] = model.disable_adapter()
     return without
-
-
-def _attach_lora(model: Any, section: LoraSection) -> Any:
-    targets = choose_targets(model, section.targets)
-    _refuse_too_wide(model, targets, section.rank)
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft takes a float, and says int
-        lora_dropout=section.dropout,
-        target_modules=targets,
-        layers_to_transform=choose_blocks(model, section.layers),
-        fan_in_fan_out=_transposed(model, targets),
-        task_type="CAUSAL_LM",
-    )
-    with quiet():
-        return get_peft_model(model, config)
-
-
-def _attach_full(model: Any, section: FullSection) -> Any:
-    del section
-    model.requires_grad_(requires_grad=True)
-    return model
-
-
-METHODS: dict[str, Callable[[Any, Any], Any]] = {
-    "lora": _attach_lora,
-    "full": _attach_full,
-}
-
-
-def _transposed(model: Any, targets: list[str]) -> bool:
-    """Whether the targets keep their weights as (in, out), as GPT-2 does."""
-    from transformers.pytorch_utils import Conv1D
-
-    return any(
-        isinstance(layer, Conv1D) and any(means(target, name) for target in targets)
-        for name, layer in linear_layers(model).items()
-    )
-
-
-def _refuse_too_wide(model: Any, targets: list[str], rank: int) -> None:
-    shapes = {
-        name: tuple(layer.weight.shape)
-        for name, layer in linear_layers(model).items()
-        if any(means(target, name) for target in targets)
-    }
-    name, shape = min(shapes.items(), key=lambda item: min(item[1]))
-    if rank > min(shape):
-        raise RecipeError(
-            f"adapter.rank: {rank} is above what `{name}` ({shape[0]} × {shape[1]}) can hold",
-            hint=f"`--set adapter.rank={min(shape)}` or less",
-        )

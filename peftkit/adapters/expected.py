@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Config = Mapping[str, Any]
 
+BLOCK = re.compile(r"\.(\d+)\.")
 Shape = tuple[int | None, ...]
 PREFIX = "base_model.model."
 OWN_TYPES = ("FULL", "HEAD", "BITFIT", "LAYERNORM", "TOP")
@@ -71,7 +72,7 @@ def expected_tensors(
     expected = Expected()
     kind = config["peft_type"]
     if kind in OWN_TYPES:
-        _whole_parameters(expected, present, base)
+        _whole_parameters(expected, kind, present, base)
     elif kind in PROMPT_TYPES:
         _prompt(expected, config, base)
     else:
@@ -278,18 +279,53 @@ def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ..
 
 def _whole_parameters(
     expected: Expected,
+    method: str,
     present: Mapping[str, tuple[int, ...]],
     base: Mapping[str, tuple[int, ...]] | None,
 ) -> None:
     """Our own `delta.safetensors`: tensors are named like the base's, and must be the base's."""
+    if not present:
+        expected.problems.append("delta.safetensors: holds no tensors")
     for name, size in present.items():
         module, _, kind = name.removeprefix(PREFIX).rpartition(".")
+        if not _may_train(method, module, kind, size):
+            continue
         if base is None:
             expected.optional[name] = size
         elif module in base and kind in ("weight", "bias"):
             shape = base[module]
             either = shape[-1] if size == shape[-1:] else shape[0]  # GPT-2's layers lie transposed
             expected.optional[name] = shape if kind == "weight" else (either,)
+    if method in ("LAYERNORM", "TOP") and base is not None:
+        expected.required |= _left_out(method, present, base)
+
+
+def _may_train(method: str, module: str, kind: str, size: tuple[int, ...]) -> bool:
+    """Whether a method trains parameters of this kind: only those of a few may be matrices."""
+    match method:
+        case "BITFIT":
+            return kind == "bias" and len(size) == 1
+        case "LAYERNORM":
+            return len(size) == 1
+        case "TOP":
+            return len(size) == 1 or BLOCK.search(f"{module}.") is not None
+        case _:
+            return True
+
+
+def _left_out(
+    method: str, present: Mapping[str, tuple[int, ...]], base: Mapping[str, tuple[int, ...]]
+) -> dict[str, Shape]:
+    """Weights that such a file cannot lack: of each norm, or from its lowest block upwards."""
+    if method == "LAYERNORM":
+        return {f"{module}.weight": size for module, size in base.items() if len(size) == 1}
+    numbers = {module: BLOCK.search(f"{module}.") for module in base}
+    blocks = {module: int(match[1]) for module, match in numbers.items() if match}
+    named = {name.rpartition(".")[0] for name in present}
+    lowest = min((block for module, block in blocks.items() if module in named), default=None)
+    if lowest is None:
+        return {}
+    return {f"{module}.weight": base[module] for module, at in blocks.items() if at >= lowest}
 
 
 def _saved_modules(

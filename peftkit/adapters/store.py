@@ -9,6 +9,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from peftkit.adapters.attach import trainable
+from peftkit.adapters.expected import OWN_TYPES
+from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.upstream import quiet
@@ -16,7 +18,10 @@ from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from torch import Tensor
 
     from peftkit.base.locate import Origin
 
@@ -34,26 +39,35 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
         RunError: a weight is not finite.
         WriteError: it could not be written; an adapter that was there still is.
     """
-    needed = sum(p.numel() * p.element_size() for p in trainable(model).values()) + ROOM
+    weights = _weights_of(model)
+    needed = sum(w.numel() * w.element_size() for w in weights.values()) + ROOM
     with whole_folder(folder, needed) as building:
         if isinstance(model, PeftModel):
-            _save_peft(model, building, origin)
+            write_weights(weights, building / PEFT_WEIGHTS, {"format": "pt"})
+            _save_config(model, building, origin)
         else:
-            _save_changed(model, building, origin, method)
+            write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
+            _save_own_config(building, origin, method)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter of `folder` on it, checked before anything reads its weights."""
     facts = verify_adapter(folder, module_shapes(model))
-    if facts.peft_type == "FULL":
+    if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
     with quiet():
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def _save_peft(model: PeftModel, folder: Path, origin: Origin) -> None:
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    write_weights(weights, folder / PEFT_WEIGHTS, {"format": "pt"})
+def _weights_of(model: Any) -> Mapping[str, Tensor]:
+    """All that the file holds: what trained, and with it the random matrices of `vera`."""
+    if not isinstance(model, PeftModel):
+        return trainable(model)
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return found
+
+
+def _save_config(model: PeftModel, folder: Path, origin: Origin) -> None:
     config = model.peft_config[model.active_adapter]
     config.inference_mode = True
     config.base_model_name_or_path = origin.name
@@ -61,8 +75,7 @@ def _save_peft(model: PeftModel, folder: Path, origin: Origin) -> None:
     config.save_pretrained(str(folder))
 
 
-def _save_changed(model: Any, folder: Path, origin: Origin, method: str) -> None:
-    write_weights(trainable(model), folder / CHANGED_WEIGHTS, {"format": "pt"})
+def _save_own_config(folder: Path, origin: Origin, method: str) -> None:
     values = {
         "peft_type": method.upper(),
         "task_type": "CAUSAL_LM",
@@ -75,6 +88,7 @@ def _save_changed(model: Any, folder: Path, origin: Origin, method: str) -> None
 
 def _load_changed(model: Any, folder: Path) -> Any:
     weights = load_file(folder / CHANGED_WEIGHTS)
+    keep_before(model, weights)
     report = model.load_state_dict(weights, strict=False)
     if report.unexpected_keys:
         raise InputError(f"`{folder}` holds tensors the base lacks: `{report.unexpected_keys[0]}`")
@@ -85,7 +99,13 @@ def add_adapter(model: Any, folder: Path, number: int) -> Any:
     """The model with one more adapter of the same kind active beside those it has."""
     if not isinstance(model, PeftModel):
         raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
-    verify_adapter(folder, module_shapes(model))
+    facts = verify_adapter(folder, module_shapes(model))
+    first: Any = model.peft_config[model.active_adapters[0]]
+    kind = first.peft_type.value
+    if facts.peft_type != kind:
+        raise InputError(
+            f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
+        )
     name = f"adapter{number}"
     with quiet():
         model.load_adapter(str(folder), adapter_name=name)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import linear
 
+from peftkit.errors import RecipeError
+
 if TYPE_CHECKING:
     from peftkit.recipe.sections.base import BaseSection
 
@@ -39,7 +41,16 @@ def choose_dtype(
         device: what the base will run on.
         config: of the base, as transformers reads it.
         frozen: whether its own weights stay as they are; small updates are lost in 16 bits.
+
+    Raises:
+        RecipeError: weights that train are to be held in 16 bits.
     """
+    if section.dtype not in ("auto", "float32") and not frozen:
+        raise RecipeError(
+            f"base.dtype: {section.dtype} is too coarse for weights that train: "
+            "most updates would be rounded away",
+            hint="`--set base.dtype=auto` holds this base in float32",
+        )
     if section.dtype != "auto":
         return section.dtype, "`base.dtype`"
     if not frozen:

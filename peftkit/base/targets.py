@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BLOCK = re.compile(r"\.(\d+)\.")
+KEYS_AND_VALUES = (
+    *("k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value"),
+    *("attention.key", "attention.value", "att_proj", "Wqkv"),
+)
+"""What families call the layers that make keys and values, some of them with the queries."""
+LAST_OF_MLP = (
+    *("down_proj", "mlp.c_proj", "fc2", "dense_4h_to_h", "fc_out", "mlp.w2", "mlp.dense_4h_to_h"),
+)
+"""What families call the last layer of an MLP."""
+FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm")
+"""What families call the norm above all blocks."""
 
 
 def linear_layers(model: Any) -> dict[str, Any]:
@@ -48,6 +59,38 @@ def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
     return sorted(set(wanted))
 
 
+def choose_attention_and_mlp(
+    model: Any, targets: str | Sequence[str], inner: str | Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Layers that are scaled, and those of them whose inputs are, as `ia3` has them."""
+    if targets != "auto":
+        chosen = choose_targets(model, targets)
+    else:
+        chosen = sorted(
+            name for group in (KEYS_AND_VALUES, LAST_OF_MLP) for name in _known_names(model, group)
+        )
+    if inner == "auto":
+        return chosen, [name for name in chosen if any(means(one, name) for one in LAST_OF_MLP)]
+    if strange := sorted(set(inner) - set(chosen)):
+        raise RecipeError(
+            f"adapter.feedforward: `{strange[0]}` is none of the targets",
+            hint=f"the targets are: {', '.join(chosen)}",
+        )
+    return chosen, sorted(set(inner))
+
+
+def _known_names(model: Any, group: Sequence[str]) -> list[str]:
+    layers = linear_layers(model)
+    found = [name for name in group if any(means(name, full) for full in layers)]
+    if not found:
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        raise RecipeError(
+            f"adapter.targets: `auto` does not know the layers of a {model.config.model_type} base",
+            hint=f"name those to scale; this base has: {', '.join(leaves)}",
+        )
+    return found
+
+
 def means(wanted: str, name: str) -> bool:
     """Whether a target names the layer, by its whole name or by the end of it after a dot."""
     return name == wanted or name.endswith(f".{wanted}")
@@ -63,6 +106,48 @@ def first_block(names: Iterable[str]) -> int:
     """The lowest block that parameters of these names are in; 0 where one is in no block."""
     matches = [BLOCK.search(name) for name in names]
     return min((int(match[1]) if match else 0 for match in matches), default=0)
+
+
+def first_trained_block(model: Any, plain: Any) -> int:
+    """The lowest block that training begins in; what stands above all blocks does not count.
+
+    Args:
+        model: with its adapter.
+        plain: the transformers model inside, which may be the same.
+    """
+    above = {id(parameter) for parameter in plain.get_output_embeddings().parameters()}
+    above -= {id(parameter) for parameter in plain.get_input_embeddings().parameters()}
+    if (norm := final_norm(plain)) is not None:
+        above |= {id(parameter) for parameter in norm.parameters()}
+    named = model.named_parameters()
+    return first_block(n for n, p in named if p.requires_grad and id(p) not in above)
+
+
+def final_norm(model: Any) -> Any | None:
+    """The norm above all blocks, where it stands beside them under a name that families use."""
+    inside = next((match for name in linear_layers(model) if (match := _blocks_of(name))), None)
+    around = None if inside is None else model.get_submodule(inside)
+    found = (getattr(around, name, None) for name in FINAL_NORMS)
+    return next((norm for norm in found if is_norm(norm)), None)
+
+
+def _blocks_of(name: str) -> str | None:
+    """The module that holds the list of blocks which a layer is in: `model` for most families."""
+    match = BLOCK.search(name)
+    return name[: match.start()].rpartition(".")[0] if match else None
+
+
+def is_norm(module: Any) -> bool:
+    """Whether a module is a norm with a weight of its own, as families write and name them."""
+    weight = getattr(module, "weight", None)
+    named = type(module).__name__.lower().endswith(("norm", "layernorm1p"))
+    return named and getattr(weight, "ndim", 0) == 1
+
+
+def in_blocks(name: str, blocks: Sequence[int] | None) -> bool:
+    """Whether a layer is in one of these blocks; None means every block."""
+    match = BLOCK.search(name)
+    return blocks is None or (match is not None and int(match[1]) in blocks)
 
 
 def list_blocks(model: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.base.targets import first_block, list_blocks
+from peftkit.base.targets import first_trained_block, list_blocks
 from peftkit.fast.refusals import unwrap
 from peftkit.fast.varlen import outside_graphs
 
@@ -85,8 +85,8 @@ def _is_ours(block: Any) -> bool:
 
 
 def _blocks_that_train(model: Any) -> Sequence[Any]:
-    first = first_block(name for name, p in model.named_parameters() if p.requires_grad)
-    return list_blocks(unwrap(model))[first:]
+    plain = unwrap(model)
+    return list_blocks(plain)[first_trained_block(model, plain) :]
 
 
 def _forward(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.base.targets import BLOCK, first_block, list_blocks
+from peftkit.base.targets import BLOCK, first_trained_block, list_blocks
 from peftkit.data.batch import Batch, collate, flatten
 from peftkit.disk.cache import entry_folder, make_room, mark_used
 from peftkit.disk.durable import whole_folder
@@ -80,21 +80,12 @@ def find_cut(model: Any) -> Cut | str:
     """Where training begins, or why nothing below it can be kept."""
     plain = unwrap(model)
     blocks = tuple(list_blocks(plain))
-    first = min(first_block(_below_head(model, plain)), len(blocks))
+    first = min(first_trained_block(model, plain), len(blocks))
     if reason := next(_refuse(model, plain, blocks[:first]), None):
         return reason
     one = torch.zeros(1, 1, dtype=torch.long, device=plain.device)
     output = _run_lower(model, Batch(one, one, None, 1), blocks[first - 1])
     return Cut(blocks, first, as_tuple=isinstance(output, tuple))
-
-
-def _below_head(model: Any, plain: Any) -> Iterator[str]:
-    """Names of the parameters that train, but for those of a head that is only a head."""
-    head = {id(parameter) for parameter in plain.get_output_embeddings().parameters()}
-    head -= {id(parameter) for parameter in plain.get_input_embeddings().parameters()}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in head:
-            yield name
 
 
 def _refuse(model: Any, plain: Any, lower: Sequence[Any]) -> Iterator[str]:

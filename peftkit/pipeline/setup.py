@@ -12,9 +12,11 @@ from peftkit.base.load import load_tokenizer, settle_dtype, shape_of, stop_ids
 from peftkit.base.locate import Origin, digest, locate
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
-from peftkit.base.targets import first_block
+from peftkit.base.targets import first_trained_block
 from peftkit.data.formats import Encoder
 from peftkit.data.prepare import Data, prepare_data
+from peftkit.fast.refusals import unwrap
+from peftkit.recipe.sections.adapter import IN_PLACE
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
@@ -63,7 +65,8 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     tokenizer = load_tokenizer(origin)
     stops = stop_ids(origin, tokenizer)
     device = choose_device()
-    base, why = settle_dtype(recipe.base, origin, device, frozen=recipe.adapter.method != "full")
+    frozen = recipe.adapter.method not in IN_PLACE
+    base, why = settle_dtype(recipe.base, origin, device, frozen=frozen)
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
     return Setup(
@@ -103,5 +106,5 @@ def measure_sizes(recipe: Recipe, origin: Origin) -> Sizes:
     with torch.device("meta"):
         adapted = attach(model, recipe.adapter, seed=recipe.seed)
     parameters = trainable(adapted)
-    blocks = shape.layers - first_block(parameters)
+    blocks = shape.layers - first_trained_block(adapted, unwrap(adapted))
     return Sizes(shape, sum(p.numel() for p in parameters.values()), blocks)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.store import CONFIG, add_adapter, load_adapter
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
@@ -105,7 +106,12 @@ def _base_of(folder: Path, name: str) -> BaseSection:
             f"`{name}/{CONFIG}` does not say which base it is for",
             hint=f"`peftkit generate BASE --adapter {name}` names it",
         )
-    return BaseSection(model=base, revision=values.get("revision") or "main")
+    own = values.get("peft_type") in OWN_TYPES  # its numbers replace the base's, digit for digit
+    return BaseSection(
+        model=base,
+        revision=values.get("revision") or "main",
+        dtype="float32" if own else "auto",
+    )
 
 
 def _named_base(name: str) -> BaseSection:

@@ -30,7 +30,15 @@ BASELINES = {
 }
 """What each baseline is, in the order they are shown."""
 
-_METHODS = {"lora": "LoRA", "ia3": "IA\u00b3", "vera": "VeRA", "oft": "OFT", "bitfit": "BitFit"}
+_METHODS = {
+    "lora": "LoRA",
+    "ia3": "IA\u00b3",
+    "vera": "VeRA",
+    "oft": "OFT",
+    "bitfit": "BitFit",
+    "layernorm": "layer norms",
+    "top": "top blocks",
+}
 
 OURS = "Adapter"
 

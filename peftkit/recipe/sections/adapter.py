@@ -6,40 +6,119 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section, Share
 
+IN_PLACE = ("bitfit", "layernorm", "top", "full")
+"""Methods that train the base's own parameters, and put nothing beside them."""
+RSLORA_ALPHA = 8.0
+"""What `auto` means for rsLoRA: the scale of plain LoRA at rank 16, and less above it."""
+
 
 def _one_as_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else _as_tuple(value)
+
+
+def _one_as_many_but_auto(value: Any) -> Any:
+    return value if value == "auto" else _one_as_many(value)
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+Targets = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(_one_as_many, json_schema_input_type=str | tuple[str, ...]),
+    Expected("`all-linear`, or names of layers such as `[q_proj, v_proj]`"),
+]
+Names = Annotated[
+    Auto | Annotated[tuple[str, ...], Field(min_length=1)],
+    BeforeValidator(_one_as_many_but_auto, json_schema_input_type=str | tuple[str, ...]),
+    Expected("`auto`, or names of layers such as `[k_proj, v_proj, down_proj]`"),
+]
+Layers = Literal["all", "upper-half"] | tuple[Annotated[int, Field(ge=0)], ...]
+
+
 class LoraSection(Section):
     """Low-rank update of linear layers (Hu et al., 2021)."""
 
     method: Literal["lora"] = "lora"
+    variant: Literal["plain", "rslora", "dora"] = "plain"
+    """`rslora` scales by the root of the rank; `dora` trains the length of each weight apart."""
     rank: Count = 16
     """Width of the update; capacity and size grow linearly with it."""
     alpha: PositiveNumber | Auto = "auto"
-    """The update is scaled by `alpha / rank`; `auto` is twice the rank."""
+    """The update is scaled by `alpha / rank`; `auto` is twice the rank, and 8 for `rslora`."""
     dropout: Share = 0.0
     """Share of the update's inputs dropped while training."""
-    targets: Annotated[
-        tuple[str, ...],
-        Field(min_length=1),
-        BeforeValidator(_one_as_many, json_schema_input_type=str | tuple[str, ...]),
-        Expected("`all-linear`, or names of layers such as `[q_proj, v_proj]`"),
-    ] = ("all-linear",)
+    targets: Targets = ("all-linear",)
     """`all-linear`, or names of layers to adapt (`q_proj`), matched at a dot boundary."""
-    layers: Literal["all", "upper-half"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    layers: Layers = "all"
     """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
 
     @model_validator(mode="after")
     def _settle_alpha(self) -> Self:
         if self.alpha == "auto":
-            object.__setattr__(self, "alpha", 2.0 * self.rank)
+            settled = RSLORA_ALPHA if self.variant == "rslora" else 2.0 * self.rank
+            object.__setattr__(self, "alpha", settled)
         return self
+
+
+class Ia3Section(Section):
+    """One trained factor for each key, value and inner activation (Liu et al., 2022)."""
+
+    method: Literal["ia3"]
+    targets: Names = "auto"
+    """Layers that are scaled; `auto` takes keys, values and the last layer of each MLP."""
+    feedforward: Names = "auto"
+    """Those of `targets` whose inputs are scaled, not their outputs; `auto` takes an MLP's last."""
+
+
+class VeraSection(Section):
+    """Two trained vectors a layer around random matrices that all share (Kopiczko et al., 2024)."""
+
+    method: Literal["vera"]
+    rank: Count = 256
+    """Width of the random matrices; a layer trains as many numbers as its outputs and the rank."""
+    dropout: Share = 0.0
+    """Share of the update's inputs dropped while training."""
+    targets: Targets = ("all-linear",)
+    """`all-linear`, or names of layers to adapt (`q_proj`), matched at a dot boundary."""
+    layers: Layers = "all"
+    """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
+
+
+class OftSection(Section):
+    """Rotations of each layer's inputs, in blocks of them (Qiu et al., 2023)."""
+
+    method: Literal["oft"]
+    block_size: Annotated[int, Field(ge=2)] = 32
+    """Inputs turned together; it must divide the inputs of every target."""
+    dropout: Share = 0.0
+    """Share of the blocks that are left unturned while training."""
+    targets: Targets = ("all-linear",)
+    """`all-linear`, or names of layers to adapt (`q_proj`), matched at a dot boundary."""
+    layers: Layers = "all"
+    """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
+
+
+class LayernormSection(Section):
+    """The base's own norms train, with their biases, and nothing else (Zhao et al., 2024)."""
+
+    method: Literal["layernorm"]
+
+
+class BitfitSection(Section):
+    """The base's own biases train, and nothing else (Ben Zaken et al., 2022)."""
+
+    method: Literal["bitfit"]
+
+
+class TopSection(Section):
+    """The top blocks of the base train whole, and the norm above them."""
+
+    method: Literal["top"]
+    blocks: Count = 2
+    """How many blocks train, counted from the top."""
 
 
 class FullSection(Section):
@@ -56,6 +135,13 @@ def _method(value: Any) -> str | None:
 
 
 AdapterSection = Annotated[
-    Annotated[LoraSection, Tag("lora")] | Annotated[FullSection, Tag("full")],
+    Annotated[LoraSection, Tag("lora")]
+    | Annotated[Ia3Section, Tag("ia3")]
+    | Annotated[VeraSection, Tag("vera")]
+    | Annotated[OftSection, Tag("oft")]
+    | Annotated[LayernormSection, Tag("layernorm")]
+    | Annotated[BitfitSection, Tag("bitfit")]
+    | Annotated[TopSection, Tag("top")]
+    | Annotated[FullSection, Tag("full")],
     Discriminator(_method),
 ]

@@ -27,6 +27,10 @@ GOOD = [
     "base: {model: m}\ndata: {train: a.txt, validation: [b.txt, {source: c.txt}]}",
     "base: {model: m}\ndata: {train: a.txt}\nadapter: {targets: q_proj, alpha: 3, layers: [1]}",
     "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: full}",
+    "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: ia3, targets: k_proj}",
+    "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: ia3, feedforward: auto}",
+    "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: top, blocks: 3}",
+    "base: {model: m}\ndata: {train: a.txt}\nadapter: {variant: dora, rank: 3}",
     "base: {model: m}\ndata: {train: a.txt}\ntrain: {steps: auto, learning_rate: 1}",
     "name: a\nbase: {model: m}\ndata: {train: a.txt}\nevaluate: {remember: b.txt}",
     "extends: parent.yaml\nbase: {revision: v1}",
@@ -39,6 +43,8 @@ BAD = [
     "base: {model: m, modle: m}\ndata: {train: a.txt}",
     "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: loar}",
     "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: full, rank: 3}",
+    "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: oft, block_size: 1}",
+    "base: {model: m}\ndata: {train: a.txt}\nadapter: {method: top, blocks: 0}",
     "base: {model: m}\ndata: {train: a.txt}\ntrain: {steps: 0}",
     "base: {model: m}\ndata: {train: a.txt}\ntrain: {learning_rate: 0}",
     "base: {model: m}\ndata: {train: a.txt}\ntrain: {batch: 3}",
@@ -134,7 +140,10 @@ def test_keys_are_explained_below_a_section_only() -> None:
     }
     assert {key.name for key in keys("data.test")} == {"data.test"}  # a source is explained once
     (method,) = keys("adapter.method")
-    assert (method.expected, method.default) == ("`lora` or `full`", "lora")
+    assert (method.expected, method.default) == (
+        "`lora`, `ia3`, `vera`, `oft`, `layernorm`, `bitfit`, `top` or `full`",
+        "lora",
+    )
     assert [key.default for key in keys("base.model")] == [""]
     with pytest.raises(RecipeError, match=r"no key `train\.stepz`; did you mean `train\.steps`\?"):
         keys("train.stepz")

@@ -1,0 +1,184 @@
+"""Methods that peft knows: its configuration of each, and what peft would get wrong told before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.base.targets import (
+    choose_attention_and_mlp,
+    choose_blocks,
+    choose_targets,
+    in_blocks,
+    linear_layers,
+    means,
+)
+from peftkit.base.upstream import quiet
+from peftkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.recipe.sections.adapter import Ia3Section, LoraSection, OftSection, VeraSection
+
+TASK = "CAUSAL_LM"
+
+
+def attach_lora(model: Any, section: LoraSection) -> Any:
+    """The model with low-rank updates, in the variant that the section names."""
+    targets = choose_targets(model, section.targets)
+    layers = _targeted(model, targets, section.layers)
+    _refuse_too_wide(layers, section.rank)
+    if section.variant == "dora":
+        _refuse_empty_weights(layers)
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft takes a float, and says int
+        lora_dropout=section.dropout,
+        use_rslora=section.variant == "rslora",
+        use_dora=section.variant == "dora",
+        target_modules=targets,
+        layers_to_transform=choose_blocks(model, section.layers),
+        fan_in_fan_out=_transposed(layers),
+        task_type=TASK,
+    )
+    adapted = _put_on(model, config)
+    if section.variant == "dora":
+        _measure_magnitudes(adapted)
+    return adapted
+
+
+def attach_ia3(model: Any, section: Ia3Section) -> Any:
+    """The model with a factor for each output of some layers, and each input of others."""
+    targets, inner = choose_attention_and_mlp(model, section.targets, section.feedforward)
+    config = IA3Config(
+        target_modules=targets,
+        feedforward_modules=inner,
+        fan_in_fan_out=_transposed(_targeted(model, targets)),
+        task_type=TASK,
+    )
+    return _put_on(model, config)
+
+
+def attach_vera(model: Any, section: VeraSection) -> Any:
+    """The model with vectors around random matrices that follow from the seed and are saved."""
+    targets = choose_targets(model, section.targets)
+    layers = _targeted(model, targets, section.layers)
+    most = max(max(layer.weight.shape) for layer in layers.values())
+    if section.rank > most:
+        raise RecipeError(
+            f"adapter.rank: {section.rank} is above the widest target, which has {most} "
+            "inputs or outputs",
+            hint=f"`--set adapter.rank={most}` or less",
+        )
+    config = VeraConfig(
+        r=section.rank,
+        projection_prng_key=torch.initial_seed(),
+        save_projection=True,  # without it, another release of torch would draw others
+        vera_dropout=section.dropout,
+        target_modules=targets,
+        layers_to_transform=choose_blocks(model, section.layers),
+        fan_in_fan_out=_transposed(layers),
+        task_type=TASK,
+    )
+    return _put_on(model, config)
+
+
+def attach_oft(model: Any, section: OftSection) -> Any:
+    """The model with the inputs of its layers turned, block by block."""
+    targets = choose_targets(model, section.targets)
+    layers = _targeted(model, targets, section.layers)
+    _refuse_other_blocks(layers, section.block_size)
+    config = OFTConfig(
+        r=0,
+        oft_block_size=section.block_size,
+        module_dropout=section.dropout,
+        use_cayley_neumann=False,  # the short series is a rotation only while it has hardly turned
+        target_modules=targets,
+        layers_to_transform=choose_blocks(model, section.layers),
+        task_type=TASK,
+    )
+    return _put_on(model, config)
+
+
+def _put_on(model: Any, config: Any) -> Any:
+    with quiet():
+        return get_peft_model(model, config)
+
+
+def _targeted(
+    model: Any, targets: Sequence[str], layers: str | Sequence[int] = "all"
+) -> dict[str, Any]:
+    """The layers that targets and block numbers mean together."""
+    blocks = choose_blocks(model, layers)
+    return {
+        name: layer
+        for name, layer in linear_layers(model).items()
+        if any(means(target, name) for target in targets) and in_blocks(name, blocks)
+    }
+
+
+def _transposed(layers: dict[str, Any]) -> bool:
+    """Whether the targets keep their weights as (in, out), as GPT-2 does."""
+    return any(isinstance(layer, Conv1D) for layer in layers.values())
+
+
+def _refuse_too_wide(layers: dict[str, Any], rank: int) -> None:
+    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+    name, shape = min(shapes.items(), key=lambda item: min(item[1]))
+    if rank > min(shape):
+        raise RecipeError(
+            f"adapter.rank: {rank} is above what `{name}` ({shape[0]} × {shape[1]}) can hold",
+            hint=f"`--set adapter.rank={min(shape)}` or less",
+        )
+
+
+def _refuse_other_blocks(layers: dict[str, Any], size: int) -> None:
+    """Say which layer cannot be turned; peft would round the size without a word."""
+    for name, layer in layers.items():
+        if isinstance(layer, Conv1D):
+            raise RecipeError(
+                f"adapter.method: oft cannot turn `{name}`, whose weight lies transposed",
+                hint="`--set adapter.method=lora --set adapter.variant=dora` fits this base",
+            )
+        if layer.in_features % size:
+            fits = next(n for n in range(size, 0, -1) if _divides_all(n, layers))
+            other = f"`--set adapter.block_size={fits}`" if fits > 1 else "choose other targets"
+            raise RecipeError(
+                f"adapter.block_size: {size} does not divide the {layer.in_features} inputs "
+                f"of `{name}`",
+                hint=f"{other}, which divides those of all targets" if fits > 1 else other,
+            )
+
+
+def _divides_all(size: int, layers: dict[str, Any]) -> bool:
+    return all(layer.in_features % size == 0 for layer in layers.values())
+
+
+def _refuse_empty_weights(layers: dict[str, Any]) -> None:
+    """Say where an output has no weights: DoRA divides by their length."""
+    for name, layer in layers.items():
+        into = 0 if isinstance(layer, Conv1D) else 1
+        if not layer.weight.is_meta and not bool(layer.weight.any(dim=into).all()):
+            raise RecipeError(
+                f"adapter.variant: dora divides by the length of each output's weights, and in "
+                f"`{name}` one of them is 0",
+                hint="`--set adapter.variant=plain`, or other `adapter.targets`",
+            )
+
+
+@torch.no_grad()
+def _measure_magnitudes(model: Any) -> None:
+    """Give each magnitude the digits that peft's forward pass divides by: in 16 bits it has fewer.
+
+    Without them a fresh adapter would scale every output by the rounding of its magnitude.
+    """
+    for module in model.modules():
+        for name, magnitude in getattr(module, "lora_magnitude_vector", {}).items():
+            down, up = module.lora_A[name].weight, module.lora_B[name].weight
+            weight = module.get_base_layer().weight.to(down.dtype)
+            exact = magnitude.get_weight_norm(weight, up @ down, module.scaling[name])
+            magnitude.weight.copy_(exact)
