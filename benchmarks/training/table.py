@@ -64,7 +64,7 @@ def render(shape: str, path: Path) -> str:
     measured = result["measured"]
     versions = result["versions"] | ({"trl": measured["trl"]} if "trl" in measured else {})
     named = ("torch", "transformers", "peft", "trl")
-    found = measured["shapes"][shape]
+    found, asked = measured["shapes"][shape], shape == "M"
     lines = [
         f"### Shape {shape}",
         "",
@@ -75,7 +75,8 @@ def render(shape: str, path: Path) -> str:
         + f"`base.dtype: auto` means {': '.join(measured['dtype_of_a_run'])}.",
         *(f"Left out: {arm} ({why})." for arm, why in measured["left_out"].items()),
         "",
-        *(*_speeds(found), "", *_costs(found), "", *_ratios(found), "", *_heads(found), ""),
+        *(*_speeds(found), "", *_costs(found, asked), "", *_ratios(found, asked), ""),
+        *(*_heads(found), ""),
     ]
     return "\n".join(lines)
 
@@ -94,13 +95,13 @@ def _speeds(shape: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _costs(shape: dict[str, Any]) -> list[str]:
+def _costs(shape: dict[str, Any], asked: bool) -> list[str]:  # noqa: FBT001 - of this file alone
     """What only depends little on the labels, at the first density."""
     density, found = next(iter(shape["densities"].items()))
     names = ["share of GEMM rate", "kept a token", "kept at once", "first epoch", "loss error"]
     lines = _head(f"at {_percent(density)} labels", [*names, "gradient cosine", "learnt"])
     for arm, facts in found["arms"].items():
-        equality, bar = facts["equality"], GEMM_BARS.get(arm)
+        equality, bar = facts["equality"], GEMM_BARS.get(arm) if asked else None
         cells = [
             f"{facts['share_of_gemm']:.0%}" + (f" (asked: {bar:.0%})" if bar else ""),
             f"{facts['kept_bytes_per_token'] / 2**10:.0f} KiB",
@@ -117,12 +118,12 @@ def _costs(shape: dict[str, Any]) -> list[str]:
     return [*lines, "", f"The same process multiplies matrices at {rates}."]
 
 
-def _ratios(shape: dict[str, Any]) -> list[str]:
+def _ratios(shape: dict[str, Any], asked: bool) -> list[str]:  # noqa: FBT001 - of this file alone
     densities = shape["densities"]
     lines = _head("ratio of speeds", [f"{_percent(d)} labels" for d in densities])
     for figure in FIGURES:
         cells = [
-            _ratio(densities[density]["arms"], figure, figure.bars.get(density))
+            _ratio(densities[density]["arms"], figure, figure.bars.get(density) if asked else None)
             for density in densities
         ]
         if any(cells):
