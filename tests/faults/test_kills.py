@@ -21,7 +21,7 @@ PLACES = [
     (STEP, 2),
     ("peftkit.evaluate.losses:measure_losses", 2),
     ("peftkit.train.checkpoint:rotate", 2),
-    ("peftkit.adapters.store:_save_peft", 1),
+    ("peftkit.adapters.store:_save_config", 1),
     ("peftkit.report.page:build_page", 1),
 ]
 KILLS = 50

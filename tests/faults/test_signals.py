@@ -21,7 +21,7 @@ PHASES = {
     "a save": ("peftkit.train.optimizer:read_moments", 2, None),
     "old ones being removed": ("peftkit.train.checkpoint:rotate", 3, None),
     "the last step": (STEP, 12, None),
-    "the save of the adapter": ("peftkit.adapters.store:_save_peft", 1, None),
+    "the save of the adapter": ("peftkit.adapters.store:_save_config", 1, None),
     "the last evaluation": (MEASURE, 1, ("peftkit.adapters.store:save_adapter", 1)),
     "the report": ("peftkit.report.page:build_page", 1, None),
 }
