@@ -10,7 +10,6 @@ know where an adapter comes from.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from peftkit.adapters.weights_header import (
     parse_json,
     read_header,
 )
+from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
@@ -314,8 +314,7 @@ def _refused(folder: Path, problems: list[str]) -> InputError:
 
 def _facts(config: dict[str, Any], found: _Found) -> AdapterFacts:
     targets = config.get("target_modules") or ()
-    with found.weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(found.weights)
     return AdapterFacts(
         peft_type=config["peft_type"],
         rank=config.get("r"),

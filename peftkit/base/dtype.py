@@ -58,13 +58,13 @@ def choose_dtype(
     if device.type == "cuda":
         known = torch.cuda.is_bf16_supported()
         return ("bfloat16", "the GPU has it") if known else ("float32", "the GPU lacks bfloat16")
-    return _choose_on_cpu(str(config.dtype).removeprefix("torch."), config)
+    return _choose_on_cpu(str(config.dtype or "float32").removeprefix("torch."), config)
 
 
 def _choose_on_cpu(own: str, config: Any) -> tuple[str, str]:
     width = int(config.get_text_config().hidden_size)
     if own != "bfloat16":
-        return "float32", "a CPU is fast in nothing else that loses no digits of it"
+        return "float32", f"the base was published in {own}, and on a CPU float32 loses nothing"
     if width < WIDTH:
         return "float32", f"at a width of {width} bfloat16 does not pay on a CPU"
     gain = measure_gain(width)

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
@@ -168,5 +169,4 @@ def _file_digest(path: Path) -> str:
     blob = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", blob):  # the hub's cache names large files by their sha256
         return blob
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

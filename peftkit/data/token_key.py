@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.disk.digest import sha256_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -118,12 +120,6 @@ def _day_of(template: Any) -> str | None:
         return None
     asked = any("strftime_now" in text for text in texts)
     return datetime.now().astimezone().date().isoformat() if asked else ""
-
-
-def sha256_of(path: Path) -> str:
-    """Sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_code(folder: Path) -> str:

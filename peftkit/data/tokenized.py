@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from peftkit.data.formats import Encoder, build_examples
 from peftkit.data.rows import Bad, Intake, find_files, read_rows
-from peftkit.data.token_key import make_key, sha256_of
+from peftkit.data.token_key import make_key
 from peftkit.disk.cache import cache_limit, entry_folder, make_room, mark_used
+from peftkit.disk.digest import sha256_of
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import WriteError
 

@@ -18,17 +18,19 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 
 from peftkit.base.targets import BLOCK, first_trained_block, list_blocks
 from peftkit.data.batch import Batch, collate, flatten
 from peftkit.disk.cache import entry_folder, make_room, mark_used
+from peftkit.disk.digest import sha256_of
 from peftkit.disk.durable import whole_folder
 from peftkit.fast.loss import token_losses
 from peftkit.fast.refusals import unwrap
 from peftkit.fast.varlen import DROPOUTS, attending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -198,23 +200,22 @@ def keep_states(
     Raises:
         WriteError: the file could not be written.
     """
-    own = list({key_of(document): document for document in documents}.values())
+    own = {key_of(document): document for document in documents}
     dtype, width = describe_states(model)
-    tokens = sum(document.length for document in own)
-    folder = entry_folder("states", _describe(own, cut, base, dtype, flat=flat))
+    *starts, tokens = accumulate((document.length for document in own.values()), initial=0)
+    facts = (base, cut.first, str(dtype), model.device.type, flat)
+    folder = entry_folder("states", _digest(own, facts))
     if not _is_whole(folder):
         needed = tokens * width * dtype.itemsize
         make_room(needed)
         with whole_folder(folder, needed) as building:
-            _fill(model, own, cut, building / STATES, flat=flat)
-            facts = {"sha256": _sha256(building / STATES)}
-            (building / MANIFEST).write_text(json.dumps(facts) + "\n", encoding="utf-8")
+            _fill(model, list(own.values()), cut, building / STATES, flat=flat)
+            manifest = {"sha256": sha256_of(building / STATES)}
+            (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
     mark_used(folder)
     path = str(folder / STATES)
     states = torch.from_file(path, shared=False, size=tokens * width, dtype=dtype)
-    starts = accumulate((document.length for document in own), initial=0)
-    places = dict(zip((key_of(document) for document in own), starts, strict=False))
-    return Kept(cut, states.view(tokens, width), places)
+    return Kept(cut, states.view(tokens, width), dict(zip(own, starts, strict=True)))
 
 
 def describe_states(model: Any) -> tuple[torch.dtype, int]:
@@ -224,15 +225,13 @@ def describe_states(model: Any) -> tuple[torch.dtype, int]:
     return plain.get_input_embeddings().weight.dtype, width
 
 
-def _describe(
-    documents: Sequence[Example], cut: Cut, base: str, dtype: torch.dtype, *, flat: bool
-) -> str:
+def _digest(keys: Iterable[bytes], facts: tuple[Any, ...]) -> str:
     """Digest of everything that the file follows from, to the last bit."""
     processor = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
-    facts = (base, cut.first, str(dtype), flat, GROUP_TOKENS, torch.__version__, *processor)
-    total = hashlib.sha256(repr(facts).encode())
-    for document in documents:
-        total.update(key_of(document))
+    made_by = (GROUP_TOKENS, torch.__version__, transformers.__version__, *processor)
+    total = hashlib.sha256(repr((*facts, *made_by)).encode())
+    for key in keys:
+        total.update(key)
     return total.hexdigest()
 
 
@@ -264,11 +263,6 @@ def _group(documents: Sequence[Example]) -> Iterator[list[Example]]:
 def _is_whole(folder: Path) -> bool:
     try:
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(facts["sha256"] == _sha256(folder / STATES))
+        return bool(facts["sha256"] == sha256_of(folder / STATES))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -119,8 +119,8 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     packing, flat, why["packing"], why["flat"] = _choose_packing(recipe, setup, model)
     width = max(example.length for example in setup.data.train.examples)
     layout = Layout(packing, plan.micro_rows, setup.pad_id, flat, plan.micro_rows * width)
-    update = make_update(setup.data.train.examples[: recipe.train.batch.rows], layout)
-    first = update.micro_batches[0].to(setup.device)
+    documents = setup.data.train.examples[: recipe.train.batch.rows]
+    first = make_update(documents, layout).micro_batches[0].to(setup.device)
     head, why["head"] = choose_head(model, fast, first)
     frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
     rows, recomputed, why["recompute"] = _choose_memory(recipe, setup, plan, model, head)
@@ -142,6 +142,7 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     )
     why["optimizer"] = "one buffer for all" if choices.optimizer else "`train.fast.optimizer: off`"
     recompute(model, recomputed)
+    update = make_update(documents, choices.lay_out(setup.pad_id))  # in the memory there is
     step = partial(_step, model, update, Paths(head))
     threads, seconds, why["threads"] = _choose_threads(recipe, step)
     torch.set_num_threads(threads)

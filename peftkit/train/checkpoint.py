@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.finite import first_not_finite
+from peftkit.disk.digest import sha256_of
 from peftkit.disk.durable import explained, sync, sync_files, whole_folder
 from peftkit.errors import RecipeError
 from peftkit.train.optimizer import read_moments, write_moments
@@ -136,7 +137,7 @@ def _compare(path: Path, facts: Mapping[str, Any]) -> str | None:
             return f"{path.name} is missing"
         if path.stat().st_size != facts.get("bytes"):
             return f"{path.name} has {path.stat().st_size} bytes instead of {facts.get('bytes')}"
-        same = _sha256(path) == facts.get("sha256")
+        same = sha256_of(path) == facts.get("sha256")
     except OSError as problem:
         return f"{path.name} cannot be read: {problem.strerror}"
     return None if same else f"{path.name} is not what was written"
@@ -195,7 +196,7 @@ def _step_of(folder: Path) -> int:
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
     }
 
@@ -208,11 +209,6 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 def _as_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _not_finite(folder: Path) -> str | None:

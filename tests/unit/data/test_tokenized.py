@@ -26,9 +26,9 @@ from peftkit.data.example import Example
 from peftkit.data.formats import FORMATS, Encoder
 from peftkit.data.prepare import read_set
 from peftkit.data.rows import READERS
-from peftkit.data.token_key import sha256_of
 from peftkit.data.tokenized import EXAMPLES, MANIFEST, Tokenized, load, read_source, save
 from peftkit.disk.cache import entry_folder
+from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SourceSection
 
