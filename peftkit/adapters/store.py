@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
+from peftkit.adapters.task_file import restore_head, write_task
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
+from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.base.upstream import quiet
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
@@ -47,7 +49,8 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
             _save_config(model, building, origin)
         else:
             write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
-            _save_own_config(building, origin, method)
+            _save_own_config(model, building, origin, method)
+        write_task(model, building)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
@@ -75,18 +78,21 @@ def _save_config(model: PeftModel, folder: Path, origin: Origin) -> None:
     config.save_pretrained(str(folder))
 
 
-def _save_own_config(folder: Path, origin: Origin, method: str) -> None:
-    values = {
+def _save_own_config(model: Any, folder: Path, origin: Origin, method: str) -> None:
+    values: dict[str, Any] = {
         "peft_type": method.upper(),
-        "task_type": "CAUSAL_LM",
+        "task_type": peft_task_of(model),
         "base_model_name_or_path": origin.name,
         "revision": origin.commit,
         "inference_mode": True,
     }
+    if new := new_parts(model):
+        values["modules_to_save"] = new
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _load_changed(model: Any, folder: Path) -> Any:
+    restore_head(model, folder)
     weights = load_file(folder / CHANGED_WEIGHTS)
     keep_before(model, weights)
     report = model.load_state_dict(weights, strict=False)

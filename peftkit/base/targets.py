@@ -6,6 +6,7 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from peftkit.base.tasks import new_parts
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ def first_trained_block(model: Any, plain: Any) -> int:
         model: with its adapter.
         plain: the transformers model inside, which may be the same.
     """
-    above = {id(parameter) for parameter in plain.get_output_embeddings().parameters()}
+    heads = [plain.get_output_embeddings(), *(plain.get_submodule(n) for n in new_parts(plain))]
+    above = {id(p) for head in heads if head is not None for p in head.parameters()}
     above -= {id(parameter) for parameter in plain.get_input_embeddings().parameters()}
     if (norm := final_norm(plain)) is not None:
         above |= {id(parameter) for parameter in norm.parameters()}

@@ -13,6 +13,14 @@ from peftkit.report.card import build_card
 from peftkit.report.page import write_report
 from peftkit.report.record import EVALUATIONS, STEPS
 
+UNITS = {
+    "causal-lm": "token",
+    "masked-lm": "token",
+    "seq2seq": "token",
+    "token-classification": "tag",
+}
+"""What a loss is the mean of, where that is not a row."""
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -63,7 +71,7 @@ def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged
     difference = {
         name: compare(before.sets[name], after.sets[name], seed=recipe.seed) for name in after.sets
     }
-    test = after.sets.get("test")
+    test, task = after.sets.get("test"), recipe.base.task
     base = before.sets["validation"].summary
     base["test"] = before.sets["test"].summary if test else None
     return {
@@ -76,7 +84,8 @@ def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged
             for source, old in before.remember.items()
         ],
         "speed": _speed(run),
-        "verdict": judge(difference, len(after.shown.examples)),
+        "verdict": judge(difference, len(after.shown.examples), UNITS.get(task, "row")),
+        "task": task,
     }
 
 

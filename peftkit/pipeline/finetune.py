@@ -14,7 +14,7 @@ import torch
 from peftkit.adapters.attach import attach, base_only, trainable
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
-from peftkit.errors import RunError
+from peftkit.errors import RecipeError, RunError
 from peftkit.fast.frozen import find_cut, keep_states
 from peftkit.fast.paths import PATHS, restore_paths
 from peftkit.pipeline.choices import Choices, keep_choices, make_choices
@@ -145,10 +145,20 @@ def finetune(
         return processes.tell(conclude(run, recipe, setup, before, after))
 
 
+def _refuse_several(recipe: Recipe, processes: Processes) -> None:
+    if recipe.base.task == "embedding" and processes.world > 1:
+        raise RecipeError(
+            "base.task: an embedding compares the rows of an update with each other, which "
+            f"{processes.world} processes cannot divide",
+            hint="start one process",
+        )
+
+
 def _settle(
     loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any, processes: Processes
 ) -> Choices:
     """The choices of the earlier part of this run, or new ones, written down before any step."""
+    _refuse_several(loaded.recipe, processes)
     lock = run.read("lock.json")
     if lock is not None and not prepared.changes:
         return keep_choices(lock["choices"], model, loaded.recipe)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.store import CONFIG, add_adapter, load_adapter
+from peftkit.adapters.task_file import read_task
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
 from peftkit.errors import InputError, RecipeError
@@ -30,6 +31,8 @@ class Target:
     base: Base
     model: Any
     stops: frozenset[int]
+    section: BaseSection
+    """What the base was loaded as, its task and labels among it."""
     recipe: Recipe | None
     """The recipe of a run, where the target is one."""
     templated: bool
@@ -53,6 +56,8 @@ def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
         if not (path / CONFIG).exists():
             raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
     wanted += [_adapter_folder(adapter) for adapter in adapters]
+    if wanted:
+        section = _for_its_task(section, wanted[0])
     base = load_base(section, device=choose_device())
     model = base.model
     for number, path in enumerate(wanted):
@@ -62,6 +67,7 @@ def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
         base=base,
         model=model,
         stops=stop_ids(base.origin, base.tokenizer),
+        section=section,
         recipe=recipe,
         templated=template and _trained_on_turns(folder, recipe, wanted),
     )
@@ -81,6 +87,13 @@ def _locked_base(folder: Path, recipe: Recipe) -> BaseSection:
         "dtype": lock.get("choices", {}).get("dtype"),
     }
     return recipe.base.model_copy(update={name: value for name, value in found.items() if value})
+
+
+def _for_its_task(section: BaseSection, adapter: Path) -> BaseSection:
+    """The base as the adapter's `task.json` wants it: with the labels that it was trained on."""
+    found = read_task(adapter)
+    labels = tuple(found["labels"]) or "auto"
+    return section.model_copy(update={"task": found["task"], "labels": labels})
 
 
 def _adapter_folder(name: str) -> Path:
