@@ -55,6 +55,7 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter of `folder` on it, checked before anything reads its weights."""
+    restore_head(model, folder)
     facts = verify_adapter(folder, module_shapes(model))
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
@@ -92,7 +93,6 @@ def _save_own_config(model: Any, folder: Path, origin: Origin, method: str) -> N
 
 
 def _load_changed(model: Any, folder: Path) -> Any:
-    restore_head(model, folder)
     weights = load_file(folder / CHANGED_WEIGHTS)
     keep_before(model, weights)
     report = model.load_state_dict(weights, strict=False)

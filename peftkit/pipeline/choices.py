@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.base.targets import explain_experts
 from peftkit.data.batch import Layout, collate, flatten, make_update
 from peftkit.data.task import CAUSAL, Task
 from peftkit.disk.cache import cache_limit, make_room
@@ -98,6 +99,8 @@ class Choices:
         """What is on, or off, and why: for the first lines of a run."""
         why, on = self.why, [name for name in PATHS if getattr(self, name)]
         yield f"the base is held in {self.dtype}: {why['dtype']}"
+        if "experts" in why:
+            yield why["experts"]
         yield f"packing is {'on' if self.packing else 'off'}: {why['packing']}"
         yield f"fast paths that are on: {', '.join(on) or 'none'}"
         for name in PATHS:
@@ -115,6 +118,8 @@ class Choices:
 def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choices:
     """Settle what the recipe leaves open, with the model as it will train."""
     fast, why = recipe.train.fast, {"dtype": setup.why_dtype}
+    if experts := explain_experts(model):
+        why["experts"] = experts
     lora, why["lora"] = choose_lora(model, fast)
     norm, why["norm"] = choose_norm(model, fast)
     packing, flat, why["packing"], why["flat"] = _choose_packing(recipe, setup, model)
