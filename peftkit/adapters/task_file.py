@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
+
 from peftkit.adapters.head import head_of, put_on_head
 from peftkit.base.tasks import AUTO, task_of
 from peftkit.errors import InputError
-from peftkit.fast.refusals import unwrap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ LONGEST = 2**20
 
 def write_task(model: Any, folder: Path) -> None:
     """Say beside the adapter what it was trained to do, unless that is to write on."""
-    plain = unwrap(model)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
     values = task_of(plain)
     if values["task"] == "causal-lm" and head_of(plain) is None:
         return

@@ -12,14 +12,7 @@ from peftkit.pipeline.samples import gather_samples
 from peftkit.report.card import build_card
 from peftkit.report.page import write_report
 from peftkit.report.record import EVALUATIONS, STEPS
-
-UNITS = {
-    "causal-lm": "token",
-    "masked-lm": "token",
-    "seq2seq": "token",
-    "token-classification": "tag",
-}
-"""What a loss is the mean of, where that is not a row."""
+from peftkit.report.wording import UNITS
 
 if TYPE_CHECKING:
     from pathlib import Path
