@@ -34,6 +34,7 @@ def pad_rows(
     fields = GOALS[task.name](documents, task, draws)
     texts: list[NDArray[Any]] = fields.pop("texts")
     inputs, mask = pad(texts, pad_id)
+    pairs = len(texts) == len(documents)  # else each text of a row stands in a row of its own
     return {
         "inputs": inputs,
         "mask": mask,
@@ -41,7 +42,7 @@ def pad_rows(
         "real_tokens": sum(len(text) for text in texts) + fields.pop("more_tokens", 0),
         "documents": tuple((document,) for document in documents),
         "task": task,
-        "types": _types(documents, inputs.shape[1]) if task.typed else None,
+        "types": _types(documents, inputs.shape[1]) if task.typed and pairs else None,
         **fields,
     }
 
