@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
+from peftkit.adapters.starts import as_plain
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.upstream import quiet
@@ -39,12 +40,12 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
         RunError: a weight is not finite.
         WriteError: it could not be written; an adapter that was there still is.
     """
-    weights = _weights_of(model)
+    weights, config = _contents_of(model)
     needed = sum(w.numel() * w.element_size() for w in weights.values()) + ROOM
     with whole_folder(folder, needed) as building:
-        if isinstance(model, PeftModel):
+        if config is not None:
             write_weights(weights, building / PEFT_WEIGHTS, {"format": "pt"})
-            _save_config(model, building, origin)
+            _save_config(config, building, origin)
         else:
             write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
             _save_own_config(building, origin, method)
@@ -59,16 +60,19 @@ def load_adapter(model: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def _weights_of(model: Any) -> Mapping[str, Tensor]:
-    """All that the file holds: what trained, and with it the random matrices of `vera`."""
+def _contents_of(model: Any) -> tuple[Mapping[str, Tensor], Any | None]:
+    """All that the file holds, and peft's configuration of it, where the adapter is peft's.
+
+    Beside what trained that is the random matrices of `vera`, and where LoRA started on weights.
+    """
     if not isinstance(model, PeftModel):
-        return trainable(model)
-    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return found
+        return trainable(model), None
+    with quiet():
+        found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return as_plain(model, found, model.peft_config[model.active_adapter])
 
 
-def _save_config(model: PeftModel, folder: Path, origin: Origin) -> None:
-    config = model.peft_config[model.active_adapter]
+def _save_config(config: Any, folder: Path, origin: Origin) -> None:
     config.inference_mode = True
     config.base_model_name_or_path = origin.name
     config.revision = origin.commit
