@@ -31,6 +31,8 @@ ADAPTER = "default"
 """What peft calls the one adapter of a fresh model."""
 MOST_TOKENS = 512
 """Of one document that a start is taken from."""
+SPARE = 32
+"""Directions kept beside those that are wanted, because one that is narrow now may grow."""
 NEGLIGIBLE = 1e-6
 """Directions whose inputs are this much shorter than the longest are those of rounding."""
 
@@ -82,7 +84,7 @@ def orthonormal_factors(weight: Tensor, rank: int, _scale: float) -> tuple[Tenso
 def start_on_inputs(model: Any, documents: Sequence[Sequence[int]]) -> None:
     """Start every `A` on the directions in which its layer's inputs vary most (EVA)."""
     layers = dict(_layers(model))
-    seen = {name: Spread(2 * layer.r[ADAPTER]) for name, layer in layers.items()}
+    seen = {name: Spread(layer.r[ADAPTER] + SPARE) for name, layer in layers.items()}
     device = next(model.parameters()).device
     with _watched(layers, seen), model.disable_adapter():
         for document in documents:

@@ -49,7 +49,7 @@ class LoraSection(Section):
 
     method: Literal["lora"] = "lora"
     variant: Literal["plain", "rslora", "dora", "pissa", "olora", "loftq", "eva"] = "plain"
-    """`rslora` scales by the root of the rank, `dora` trains lengths apart; others start elsewhere."""
+    """`rslora` scales by the rank's root, `dora` trains lengths apart; others start elsewhere."""
     rank: Count = 16
     """Width of the update; capacity and size grow linearly with it."""
     alpha: PositiveNumber | Auto = "auto"
