@@ -11,6 +11,8 @@ from peftkit.adapters.in_place import attach_in_place, putting_back
 from peftkit.adapters.lora import attach_lora
 from peftkit.adapters.peft_methods import attach_ia3, attach_oft, attach_vera
 from peftkit.adapters.starts import start_on_inputs
+from peftkit.base.tokens import added_rows
+from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +48,11 @@ def attach(
         documents: token ids of training documents, for a variant that starts from what the base
             makes of them; without any, such a start is drawn, and its shapes are the same.
     """
+    if added_rows(model) and section.method != "lora":
+        raise RecipeError(
+            f"base.add_tokens: {section.method} trains no rows for new tokens",
+            hint="`--set adapter.method=lora`, or no new tokens",
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = METHODS[section.method](model, section)

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.adapters.peft_methods import TASK, put_on, targeted, transposed
 from peftkit.adapters.starts import ON_WEIGHTS, start_on_weights
 from peftkit.base.targets import choose_blocks, choose_targets, means
+from peftkit.base.tokens import added_rows, token_matrices
 from peftkit.errors import RecipeError
 from peftkit.recipe.spelling import nearest
 
@@ -42,6 +43,7 @@ def attach_lora(model: Any, section: LoraSection) -> Any:
         target_modules=targets,
         layers_to_transform=choose_blocks(model, section.layers),
         fan_in_fan_out=transposed(layers),
+        trainable_token_indices=_token_rows(model),
         task_type=TASK,
     )
     adapted = put_on(model, config)
@@ -83,6 +85,12 @@ def match_names(key: str, pattern: Mapping[str, Any], layers: Iterable[str]) -> 
                 )
             found[name] = wanted
     return found
+
+
+def _token_rows(model: Any) -> dict[str, list[int]] | None:
+    """The rows of new tokens that train, by the matrix they are in."""
+    rows = added_rows(model)
+    return dict.fromkeys(token_matrices(model), rows) if rows else None
 
 
 def _refuse_section(section: LoraSection) -> None:

@@ -12,8 +12,10 @@ from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.starts import as_plain
+from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
+from peftkit.base.tokens import added_rows
 from peftkit.base.upstream import quiet
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
@@ -33,8 +35,10 @@ ROOM = 65_536
 """Bytes for the names in the weights and for the configuration."""
 
 
-def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> None:
-    """Write the adapter to `folder`, whole or not at all.
+def save_adapter(
+    model: Any, folder: Path, origin: Origin, *, method: str, tokenizer: Any = None
+) -> None:
+    """Write the adapter to `folder`, whole or not at all, with the tokenizer if that has changed.
 
     Raises:
         RunError: a weight is not finite.
@@ -42,6 +46,7 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
     """
     weights, config = _contents_of(model)
     needed = sum(w.numel() * w.element_size() for w in weights.values()) + ROOM
+    needed += 0 if tokenizer is None else 2 * len(tokenizer.backend_tokenizer.to_str())
     with whole_folder(folder, needed) as building:
         if config is not None:
             write_weights(weights, building / PEFT_WEIGHTS, {"format": "pt"})
@@ -49,11 +54,15 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
         else:
             write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
             _save_own_config(building, origin, method)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(building))
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter of `folder` on it, checked before anything reads its weights."""
     facts = verify_adapter(folder, module_shapes(model))
+    if not set(added_rows(model)) <= set(token_rows(folder)):
+        raise InputError(f"`{folder}` has no rows for the tokens that were added to the base")
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
     with quiet():
@@ -104,6 +113,8 @@ def add_adapter(model: Any, folder: Path, number: int) -> Any:
     if not isinstance(model, PeftModel):
         raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
     facts = verify_adapter(folder, module_shapes(model))
+    if token_rows(folder):
+        raise InputError(f"`{folder}` cannot be added: it brings rows of tokens of its own")
     first: Any = model.peft_config[model.active_adapters[0]]
     kind = first.peft_type.value
     if facts.peft_type != kind:

@@ -13,10 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from peftkit.base.dtype import DTYPES, choose_dtype
 from peftkit.base.finite import first_not_finite
 from peftkit.base.locate import GENERATION, Origin, locate, read_json
+from peftkit.base.tokens import grow, teach_tokens
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from peftkit.recipe.sections.base import BaseSection
 
 
@@ -65,25 +68,32 @@ def load_base(
             model = _random_model(origin, dtype, seed)
         else:
             model = _pretrained_model(origin, dtype)
+    tokenizer = load_tokenizer(origin)
+    grow(model, teach_tokens(tokenizer, section.add_tokens))
     model.requires_grad_(requires_grad=False).eval().to(device)
-    return Base(model=model, tokenizer=load_tokenizer(origin), origin=origin)
+    return Base(model=model, tokenizer=tokenizer, origin=origin)
 
 
-def load_tokenizer(origin: Origin) -> Any:
-    """The base's own tokenizer."""
+def load_tokenizer(origin: Origin, added: Sequence[str] = ()) -> Any:
+    """The base's own tokenizer, with `added` tokens."""
     try:
-        return AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise InputError(
             f"`{origin.name}` has no tokenizer that can be read: {_first_line(problem)}",
             hint="a model folder holds tokenizer.json and tokenizer_config.json beside config.json",
         ) from None
+    teach_tokens(tokenizer, added)
+    return tokenizer
 
 
-def shape_of(origin: Origin) -> Any:
-    """The model without memory for its weights, for planning."""
+def shape_of(origin: Origin, added: Sequence[str] = ()) -> Any:
+    """The model without memory for its weights, for planning; it has a row for `added` tokens."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_config(origin))
+        model = AutoModelForCausalLM.from_config(_config(origin))
+        if added:
+            grow(model, teach_tokens(load_tokenizer(origin), added))
+    return model
 
 
 def _config(origin: Origin) -> Any:

@@ -143,7 +143,13 @@ def finetune(
         job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
         take_steps(model, job, requests, watch)
         with requests.deferred("the adapter is saved; its evaluation is left"):
-            save_adapter(model, run.adapter, setup.origin, method=recipe.adapter.method)
+            save_adapter(
+                model,
+                run.adapter,
+                setup.origin,
+                method=recipe.adapter.method,
+                tokenizer=setup.changed_tokenizer,
+            )
         after = evaluate_all(model, setup, recipe, paths, watch)
         return processes.tell(conclude(run, recipe, setup, before, after))
 

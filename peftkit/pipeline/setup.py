@@ -51,6 +51,11 @@ class Setup:
                 return int(candidate)
         return 0
 
+    @property
+    def changed_tokenizer(self) -> Any | None:
+        """The tokenizer, where it is no longer the base's own."""
+        return self.tokenizer if self.base.add_tokens else None
+
     def encoder(self, section: DataSection) -> Encoder:
         """How this run's rows become tokens."""
         return Encoder(self.tokenizer, self.stops, section.max_length, section.too_long)
@@ -62,7 +67,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     A number format that was settled before, as `lock.json` says it, stays settled.
     """
     origin = locate(recipe.base)
-    tokenizer = load_tokenizer(origin)
+    tokenizer = load_tokenizer(origin, recipe.base.add_tokens)
     stops = stop_ids(origin, tokenizer)
     device = choose_device()
     frozen = recipe.adapter.method not in IN_PLACE
@@ -99,7 +104,7 @@ class Sizes:
 
 def measure_sizes(recipe: Recipe, origin: Origin) -> Sizes:
     """Sizes read off a model without memory: no weights are loaded for it."""
-    model = shape_of(origin)
+    model = shape_of(origin, recipe.base.add_tokens)
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
     model.requires_grad_(requires_grad=False)

@@ -21,6 +21,10 @@ _CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
+_GROW = (
+    "rows = base.get_input_embeddings().num_embeddings",
+    "base.resize_token_embeddings(max(rows, len(tokenizer)))  # the adapter brings new tokens",
+)
 _WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
@@ -43,6 +47,7 @@ def how_to_load(base: BaseName, config: Loose, repo: str | None, *, tokenizer: b
         "",
         f"base = {model}.from_pretrained({source}{revision})",
         f"tokenizer = AutoTokenizer.from_pretrained({own})",
+        *(_GROW if tokenizer and config.get("trainable_token_indices") else ()),
         *_attach(kind, here, repo),
     ]
     if model in _WRITES:
