@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
+from peft.utils.integrations import dequantize_module_weight
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.peft_methods import TASK, put_on, targeted, transposed
@@ -111,8 +112,8 @@ def _refuse_too_wide(
     layers: Mapping[str, Any], section: LoraSection, ranks: Mapping[str, str]
 ) -> None:
     """Say which layer cannot hold its rank; saved, a start on weights takes twice the rank."""
-    for name, layer in sorted(layers.items(), key=lambda item: min(item[1].weight.shape)):
-        shape = tuple(layer.weight.shape)
+    shapes = {name: _shape_of(layer) for name, layer in layers.items()}
+    for name, shape in sorted(shapes.items(), key=lambda item: min(item[1])):
         wanted = ranks.get(name)
         rank = section.rank if wanted is None else section.rank_pattern[wanted]
         doubles = section.variant in ON_WEIGHTS
@@ -126,11 +127,19 @@ def _refuse_too_wide(
             )
 
 
+def _shape_of(layer: Any) -> tuple[int, ...]:
+    """The shape of a layer's weight, which a quantized one stores packed."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(layer.weight.shape)
+
+
 def _refuse_empty_weights(layers: Mapping[str, Any]) -> None:
     """Say where an output has no weights: DoRA divides by their length."""
     for name, layer in layers.items():
         into = 0 if isinstance(layer, Conv1D) else 1
-        if not layer.weight.is_meta and not bool(layer.weight.any(dim=into).all()):
+        weight = dequantize_module_weight(layer)
+        if not weight.is_meta and not bool(weight.any(dim=into).all()):
             raise RecipeError(
                 f"adapter.variant: dora divides by the length of each output's weights, and in "
                 f"`{name}` one of them is 0",
@@ -147,6 +156,6 @@ def _measure_magnitudes(model: Any) -> None:
     for module in model.modules():
         for name, magnitude in getattr(module, "lora_magnitude_vector", {}).items():
             down, up = module.lora_A[name].weight, module.lora_B[name].weight
-            weight = module.get_base_layer().weight.to(down.dtype)
+            weight = dequantize_module_weight(module.get_base_layer()).to(down.dtype)
             exact = magnitude.get_weight_norm(weight, up @ down, module.scaling[name])
             magnitude.weight.copy_(exact)

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from peftkit.adapters.attach import attach, base_only, trainable
 from peftkit.adapters.lora import rate_factors
@@ -159,6 +159,37 @@ def test_a_start_in_16_bits_is_the_base_to_the_last_bit(variant: str) -> None:
     train(model)
     with base_only(model):
         assert torch.equal(logits(model), before)
+
+
+def build_packed(folder: Path) -> Any:
+    """A base in 4 bits, as a quantized one is loaded."""
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=settings
+    )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack what was asked
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+@pytest.mark.parametrize("variant", ["plain", "dora", *STARTS])
+def test_a_packed_base_is_started_on_as_it_is(
+    variant: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = build_packed(tiny_llama)
+    before = logits(base)
+    section = LoraSection(rank=4, variant=variant, targets=("q_proj", "down_proj"))
+    model = attach(base, section, seed=0, documents=DOCUMENTS)
+    assert torch.equal(logits(model), before)
+    folder = save(train(model), tmp_path / "adapter")
+    with base_only(model):
+        assert torch.equal(logits(model), before)
+    loaded = load_adapter(build_packed(tiny_llama), folder)
+    assert torch.allclose(logits(loaded), logits(model), rtol=0, atol=1e-5)
+    assert not torch.allclose(logits(model), before, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("variant", STARTS)
