@@ -8,10 +8,14 @@ import torch
 from peft import PeftModel
 
 from peftkit.adapters.in_place import attach_in_place, putting_back
-from peftkit.adapters.peft_methods import attach_ia3, attach_lora, attach_oft, attach_vera
+from peftkit.adapters.lora import attach_lora
+from peftkit.adapters.peft_methods import attach_ia3, attach_oft, attach_vera
+from peftkit.adapters.starts import start_on_inputs
+from peftkit.base.tokens import added_rows
+from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from peftkit.recipe.sections.adapter import AdapterSection
@@ -29,11 +33,33 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
-    """The model with a fresh adapter; until it trains, its outputs are the base's own."""
+def attach(
+    model: Any,
+    section: AdapterSection,
+    *,
+    seed: int,
+    documents: Sequence[Sequence[int]] = (),
+) -> Any:
+    """The model with a fresh adapter; until it trains, its outputs are the base's own.
+
+    Args:
+        model: the frozen base.
+        section: what the recipe says of the adapter.
+        seed: decides what is drawn.
+        documents: token ids of training documents, for a variant that starts from what the base
+            makes of them; without any, such a start is drawn, and its shapes are the same.
+    """
+    if added_rows(model) and section.method != "lora":
+        raise RecipeError(
+            f"base.add_tokens: {section.method} trains no rows for new tokens",
+            hint="`--set adapter.method=lora`, or no new tokens",
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return METHODS[section.method](model, section)
+        adapted = METHODS[section.method](model, section)
+    if documents and section.method == "lora" and section.variant == "eva":
+        start_on_inputs(adapted, documents)
+    return adapted
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -1,11 +1,11 @@
-"""Methods that peft knows: its configuration of each, and what peft would get wrong told before."""
+"""Methods of peft beside LoRA: its configuration of each, and what it gets wrong told before."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
+from peft import IA3Config, OFTConfig, VeraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.base.targets import (
@@ -23,30 +23,7 @@ from peftkit.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from peftkit.recipe.sections.adapter import Ia3Section, LoraSection, OftSection, VeraSection
-
-
-def attach_lora(model: Any, section: LoraSection) -> Any:
-    """The model with low-rank updates, in the variant that the section names."""
-    targets = choose_targets(model, section.targets)
-    layers = _targeted(model, targets, section.layers)
-    _refuse_too_wide(layers, section.rank)
-    if section.variant == "dora":
-        _refuse_empty_weights(layers)
-    config = LoraConfig(
-        r=section.rank,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft takes a float, and says int
-        lora_dropout=section.dropout,
-        use_rslora=section.variant == "rslora",
-        use_dora=section.variant == "dora",
-        target_modules=targets,
-        layers_to_transform=choose_blocks(model, section.layers),
-        fan_in_fan_out=_transposed(layers),
-    )
-    adapted = _put_on(model, config)
-    if section.variant == "dora":
-        _measure_magnitudes(adapted)
-    return adapted
+    from peftkit.recipe.sections.adapter import Ia3Section, OftSection, VeraSection
 
 
 def attach_ia3(model: Any, section: Ia3Section) -> Any:
@@ -55,15 +32,15 @@ def attach_ia3(model: Any, section: Ia3Section) -> Any:
     config = IA3Config(
         target_modules=targets,
         feedforward_modules=inner,
-        fan_in_fan_out=_transposed(_targeted(model, targets)),
+        fan_in_fan_out=transposed(targeted(model, targets)),
     )
-    return _put_on(model, config)
+    return put_on(model, config)
 
 
 def attach_vera(model: Any, section: VeraSection) -> Any:
     """The model with vectors around random matrices that follow from the seed and are saved."""
     targets = choose_targets(model, section.targets)
-    layers = _targeted(model, targets, section.layers)
+    layers = targeted(model, targets, section.layers)
     most = max(max(layer.weight.shape) for layer in layers.values())
     if section.rank > most:
         raise RecipeError(
@@ -78,15 +55,15 @@ def attach_vera(model: Any, section: VeraSection) -> Any:
         vera_dropout=section.dropout,
         target_modules=targets,
         layers_to_transform=choose_blocks(model, section.layers),
-        fan_in_fan_out=_transposed(layers),
+        fan_in_fan_out=transposed(layers),
     )
-    return _put_on(model, config)
+    return put_on(model, config)
 
 
 def attach_oft(model: Any, section: OftSection) -> Any:
     """The model with the inputs of its layers turned, block by block."""
     targets = choose_targets(model, section.targets)
-    layers = _targeted(model, targets, section.layers)
+    layers = targeted(model, targets, section.layers)
     _refuse_other_blocks(layers, section.block_size)
     config = OFTConfig(
         r=0,
@@ -96,11 +73,11 @@ def attach_oft(model: Any, section: OftSection) -> Any:
         target_modules=targets,
         layers_to_transform=choose_blocks(model, section.layers),
     )
-    return _put_on(model, config)
+    return put_on(model, config)
 
 
-def _put_on(model: Any, config: Any) -> Any:
-    """The model with an adapter of that configuration, and with the head that its task needs."""
+def put_on(model: Any, config: Any) -> Any:
+    """The model with an adapter as peft makes it, in silence, and the head that its task needs."""
     config.task_type = peft_task_of(model)
     if new := new_parts(model):
         config.modules_to_save = new
@@ -108,7 +85,7 @@ def _put_on(model: Any, config: Any) -> Any:
         return get_peft_model(model, config)
 
 
-def _targeted(
+def targeted(
     model: Any, targets: Sequence[str], layers: str | Sequence[int] = "all"
 ) -> dict[str, Any]:
     """The layers that targets and block numbers mean together."""
@@ -120,19 +97,9 @@ def _targeted(
     }
 
 
-def _transposed(layers: dict[str, Any]) -> bool:
+def transposed(layers: dict[str, Any]) -> bool:
     """Whether the targets keep their weights as (in, out), as GPT-2 does."""
     return any(isinstance(layer, Conv1D) for layer in layers.values())
-
-
-def _refuse_too_wide(layers: dict[str, Any], rank: int) -> None:
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
-    name, shape = min(shapes.items(), key=lambda item: min(item[1]))
-    if rank > min(shape):
-        raise RecipeError(
-            f"adapter.rank: {rank} is above what `{name}` ({shape[0]} × {shape[1]}) can hold",
-            hint=f"`--set adapter.rank={min(shape)}` or less",
-        )
 
 
 def _refuse_other_blocks(layers: dict[str, Any], size: int) -> None:
@@ -155,29 +122,3 @@ def _refuse_other_blocks(layers: dict[str, Any], size: int) -> None:
 
 def _divides_all(size: int, layers: dict[str, Any]) -> bool:
     return all(layer.in_features % size == 0 for layer in layers.values())
-
-
-def _refuse_empty_weights(layers: dict[str, Any]) -> None:
-    """Say where an output has no weights: DoRA divides by their length."""
-    for name, layer in layers.items():
-        into = 0 if isinstance(layer, Conv1D) else 1
-        if not layer.weight.is_meta and not bool(layer.weight.any(dim=into).all()):
-            raise RecipeError(
-                f"adapter.variant: dora divides by the length of each output's weights, and in "
-                f"`{name}` one of them is 0",
-                hint="`--set adapter.variant=plain`, or other `adapter.targets`",
-            )
-
-
-@torch.no_grad()
-def _measure_magnitudes(model: Any) -> None:
-    """Give each magnitude the digits that peft's forward pass divides by: in 16 bits it has fewer.
-
-    Without them a fresh adapter would scale every output by the rounding of its magnitude.
-    """
-    for module in model.modules():
-        for name, magnitude in getattr(module, "lora_magnitude_vector", {}).items():
-            down, up = module.lora_A[name].weight, module.lora_B[name].weight
-            weight = module.get_base_layer().weight.to(down.dtype)
-            exact = magnitude.get_weight_norm(weight, up @ down, module.scaling[name])
-            magnitude.weight.copy_(exact)

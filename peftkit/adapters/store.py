@@ -11,10 +11,13 @@ from safetensors.torch import load_file
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
+from peftkit.adapters.starts import as_plain
 from peftkit.adapters.task_file import restore_head, write_task
+from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.tasks import new_parts, peft_task_of
+from peftkit.base.tokens import added_rows
 from peftkit.base.upstream import quiet
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
@@ -34,45 +37,55 @@ ROOM = 65_536
 """Bytes for the names in the weights and for the configuration."""
 
 
-def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> None:
-    """Write the adapter to `folder`, whole or not at all.
+def save_adapter(
+    model: Any, folder: Path, origin: Origin, *, method: str, tokenizer: Any = None
+) -> None:
+    """Write the adapter to `folder`, whole or not at all, with the tokenizer if that has changed.
 
     Raises:
         RunError: a weight is not finite.
         WriteError: it could not be written; an adapter that was there still is.
     """
-    weights = _weights_of(model)
+    weights, config = _contents_of(model)
     needed = sum(w.numel() * w.element_size() for w in weights.values()) + ROOM
+    needed += 0 if tokenizer is None else 2 * len(tokenizer.backend_tokenizer.to_str())
     with whole_folder(folder, needed) as building:
-        if isinstance(model, PeftModel):
+        if config is not None:
             write_weights(weights, building / PEFT_WEIGHTS, {"format": "pt"})
-            _save_config(model, building, origin)
+            _save_config(config, building, origin)
         else:
             write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
             _save_own_config(model, building, origin, method)
         write_task(model, building)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(building))
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
     """The model with the adapter of `folder` on it, checked before anything reads its weights."""
     restore_head(model, folder)
     facts = verify_adapter(folder, module_shapes(model))
+    if not set(added_rows(model)) <= set(token_rows(folder)):
+        raise InputError(f"`{folder}` has no rows for the tokens that were added to the base")
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
     with quiet():
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def _weights_of(model: Any) -> Mapping[str, Tensor]:
-    """All that the file holds: what trained, and with it the random matrices of `vera`."""
+def _contents_of(model: Any) -> tuple[Mapping[str, Tensor], Any | None]:
+    """All that the file holds, and peft's configuration of it, where the adapter is peft's.
+
+    Beside what trained that is the random matrices of `vera`, and where LoRA started on weights.
+    """
     if not isinstance(model, PeftModel):
-        return trainable(model)
-    found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return found
+        return trainable(model), None
+    with quiet():
+        found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return as_plain(model, found, model.peft_config[model.active_adapter])
 
 
-def _save_config(model: PeftModel, folder: Path, origin: Origin) -> None:
-    config = model.peft_config[model.active_adapter]
+def _save_config(config: Any, folder: Path, origin: Origin) -> None:
     config.inference_mode = True
     config.base_model_name_or_path = origin.name
     config.revision = origin.commit
@@ -106,6 +119,8 @@ def add_adapter(model: Any, folder: Path, number: int) -> Any:
     if not isinstance(model, PeftModel):
         raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
     facts = verify_adapter(folder, module_shapes(model))
+    if token_rows(folder):
+        raise InputError(f"`{folder}` cannot be added: it brings rows of tokens of its own")
     first: Any = model.peft_config[model.active_adapters[0]]
     kind = first.peft_type.value
     if facts.peft_type != kind:

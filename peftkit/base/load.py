@@ -19,10 +19,13 @@ from peftkit.base.tasks import (
     note_task,
     settle_config,
 )
+from peftkit.base.tokens import grow, teach_tokens
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from peftkit.recipe.sections.base import BaseSection
 
 
@@ -70,26 +73,32 @@ def load_base(
             model = _built(section, origin, config, dtype=DTYPES[section.dtype])
         else:
             model = _pretrained_model(section, origin, config)
+    grow(model, teach_tokens(tokenizer, section.add_tokens))
     note_task(model, section.task, () if section.labels == "auto" else section.labels)
     model.requires_grad_(requires_grad=False).eval().to(device)
     return Base(model=model, tokenizer=tokenizer, origin=origin)
 
 
-def load_tokenizer(origin: Origin) -> Any:
-    """The base's own tokenizer."""
+def load_tokenizer(origin: Origin, added: Sequence[str] = ()) -> Any:
+    """The base's own tokenizer, with `added` tokens."""
     try:
-        return AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(origin.folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise InputError(
             f"`{origin.name}` has no tokenizer that can be read: {_first_line(problem)}",
             hint="a model folder holds tokenizer.json and tokenizer_config.json beside config.json",
         ) from None
+    teach_tokens(tokenizer, added)
+    return tokenizer
 
 
 def shape_of(section: BaseSection, origin: Origin) -> Any:
     """The model without memory for its weights, for planning."""
     with torch.device("meta"):
-        return _built(section, origin, _task_config(section, origin, None))
+        model = _built(section, origin, _task_config(section, origin, None))
+        if section.add_tokens:
+            grow(model, teach_tokens(load_tokenizer(origin), section.add_tokens))
+    return model
 
 
 def pad_id_of(tokenizer: Any) -> int:

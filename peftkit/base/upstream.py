@@ -16,6 +16,10 @@ MEANINGLESS = (
     ".*is_gradient_checkpointing.* is deprecated.*",
     # Tied embeddings matter to a merge only where they are adapted, and ours are layers of blocks.
     ".*tie_word_embeddings.*",
+    # What `adapter.bias` costs is said where the key is; nothing is merged while this is shown.
+    ".*lora_bias=True. was passed but the targeted layer.*",
+    # peft 0.21 takes every vector of an adapter for what is left of a matrix that was divided.
+    r".*LoRA tensor\(s\) have invalid shape: \S+\.lora_B\.bias:.*",
 )
 
 

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from peftkit.train.checkpoint import Checkpoint
     from peftkit.train.processes import Processes
 
+START_DOCUMENTS = 32
+"""Rows whose inputs to each layer decide where `variant: eva` starts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -124,7 +127,7 @@ def finetune(
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
         base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-        model = attach(base.model, recipe.adapter, seed=recipe.seed)
+        model = _attach(base.model, recipe, setup, checkpoint)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)
@@ -140,7 +143,13 @@ def finetune(
         job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
         take_steps(model, job, requests, watch)
         with requests.deferred("the adapter is saved; its evaluation is left"):
-            save_adapter(model, run.adapter, setup.origin, method=recipe.adapter.method)
+            save_adapter(
+                model,
+                run.adapter,
+                setup.origin,
+                method=recipe.adapter.method,
+                tokenizer=setup.changed_tokenizer,
+            )
         after = evaluate_all(model, setup, recipe, paths, watch)
         return processes.tell(conclude(run, recipe, setup, before, after))
 
@@ -168,6 +177,13 @@ def _settle(
     write_lock(run, prepared.identity, choices, prepared.changes)
     write_recipe(run, loaded)
     return choices
+
+
+def _attach(model: Any, recipe: Recipe, setup: Setup, checkpoint: Checkpoint | None) -> Any:
+    """The base with its adapter, which may start from documents; one that goes on needs none."""
+    examples = [] if checkpoint else setup.data.train.examples[:START_DOCUMENTS]
+    documents = [example.tokens.tolist() for example in examples]
+    return attach(model, recipe.adapter, seed=recipe.seed, documents=documents)
 
 
 def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -> Kept | None:

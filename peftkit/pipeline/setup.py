@@ -52,6 +52,11 @@ class Setup:
         """An id for positions that nothing looks at."""
         return pad_id_of(self.tokenizer)
 
+    @property
+    def changed_tokenizer(self) -> Any | None:
+        """The tokenizer, where it is no longer the base's own."""
+        return self.tokenizer if self.base.add_tokens else None
+
     def encoder(self, section: DataSection) -> Encoder:
         """How this run's rows become tokens."""
         return make_encoder(self.base, section, self.tokenizer, self.stops)
@@ -63,7 +68,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     A number format that was settled before, as `lock.json` says it, stays settled.
     """
     origin = locate(recipe.base)
-    tokenizer = load_tokenizer(origin)
+    tokenizer = load_tokenizer(origin, recipe.base.add_tokens)
     stops = stop_ids(origin, tokenizer)
     device = choose_device()
     _refuse_split_batches(recipe)

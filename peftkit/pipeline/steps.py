@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.attach import trainable
+from peftkit.adapters.lora import rate_factors
 from peftkit.data.batch import stream_updates
 from peftkit.evaluate.losses import choose_rows, measure_losses
 from peftkit.pipeline.identity import with_versions
@@ -63,6 +64,7 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
         parameters,
         weight_decay=job.recipe.train.weight_decay,
         flat=job.choices.optimizer,
+        factors=rate_factors(job.recipe.adapter, parameters),
     )
     processes = job.processes
     done = _resume(job, parameters, optimizer)

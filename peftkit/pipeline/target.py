@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.store import CONFIG, add_adapter, load_adapter
 from peftkit.adapters.task_file import read_task
+from peftkit.adapters.tokens import added_tokens
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
 from peftkit.errors import InputError, RecipeError
@@ -58,6 +59,8 @@ def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
     wanted += [_adapter_folder(adapter) for adapter in adapters]
     if wanted:
         section = _for_its_task(section, wanted[0])
+    if wanted and not recipe:
+        section = section.model_copy(update={"add_tokens": added_tokens(wanted[0], section)})
     base = load_base(section, device=choose_device())
     model = base.model
     for number, path in enumerate(wanted):

@@ -22,6 +22,10 @@ _CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 _BY_TASK = {"masked-lm": "AutoModelForMaskedLM", "embedding": "AutoModel"}
+_GROW = (
+    "rows = base.get_input_embeddings().num_embeddings",
+    "base.resize_token_embeddings(max(rows, len(tokenizer)))  # the adapter brings new tokens",
+)
 _WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
@@ -48,6 +52,7 @@ def how_to_load(
         "",
         f"base = {model}.from_pretrained({source}{revision}{_outputs(does)})",
         f"tokenizer = AutoTokenizer.from_pretrained({own})",
+        *(_GROW if tokenizer and config.get("trainable_token_indices") else ()),
         *_attach(kind, here, repo),
     ]
     if model in _WRITES:

@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from peftkit.errors import RunError
 from peftkit.fast.loss import summed_loss
+from peftkit.train.optimizer import set_rate
 from peftkit.train.processes import ALONE
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
                 hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
                 "was kept",
             )
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
+        set_rate(optimizer, rate(step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # flat gradients keep their places
         seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""AdamW over the parameters that train, in groups that say what decays.
+"""AdamW over the parameters that train, in groups that say what decays and how fast it learns.
 
 Flat, the parameters of a group are views into one buffer, and so are their gradients: an update,
 the norm of all gradients and their exchange between processes are a few kernels each, however many
@@ -9,6 +9,7 @@ the optimizer remembers is read and written parameter by parameter, so a checkpo
 from __future__ import annotations
 
 from itertools import groupby
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,22 +21,49 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BETAS = (0.9, 0.999)
+FACTOR = "rate_factor"
+"""Where a group keeps how many times the learning rate of the step it learns at."""
 ALIGNED = 64
 """A parameter's place in a buffer is a multiple of this, as kernels like it."""
 
 
 def make_optimizer(
-    parameters: Mapping[str, Parameter], *, weight_decay: float, flat: bool = True
+    parameters: Mapping[str, Parameter],
+    *,
+    weight_decay: float,
+    flat: bool = True,
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.optim.AdamW:
-    """AdamW whose learning rate the loop sets; vectors (biases, norms) never decay."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": _lay_end_to_end(own) if flat else own, "weight_decay": decay}
-        for own, decay in ((matrices, weight_decay), (vectors, 0.0))
-        if own
-    ]
+    """AdamW whose learning rate the loop sets; vectors (biases, norms) never decay.
+
+    Args:
+        parameters: what trains, by name.
+        weight_decay: of matrices.
+        flat: whether the parameters of a group share one buffer.
+        factors: how many times the learning rate of the step a parameter learns at, by name; 1
+            where a name is left out. Parameters of one factor share a group.
+    """
+
+    def kind(name: str) -> tuple[bool, float]:
+        return parameters[name].ndim < 2, factors.get(name, 1.0)
+
+    groups = []
+    for (vectors, factor), names in groupby(sorted(parameters, key=kind), key=kind):
+        own = [parameters[name] for name in names]
+        groups.append(
+            {
+                "params": _lay_end_to_end(own) if flat else own,
+                "weight_decay": 0.0 if vectors else weight_decay,
+                FACTOR: factor,
+            }
+        )
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=flat)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next update take place at this learning rate, times the factor of each group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(FACTOR, 1.0)
 
 
 def read_moments(

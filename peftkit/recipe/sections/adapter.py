@@ -35,6 +35,12 @@ Names = Annotated[
     BeforeValidator(_one_as_many_but_auto, json_schema_input_type=str | tuple[str, ...]),
     Expected("`auto`, or names of layers such as `[k_proj, v_proj, down_proj]`"),
 ]
+Ranks = Annotated[
+    dict[str, Count], Expected("a section of layers such as `{q_proj: 8, down_proj: 32}`")
+]
+Alphas = Annotated[
+    dict[str, PositiveNumber], Expected("a section of layers such as `{q_proj: 16, down_proj: 64}`")
+]
 Layers = Literal["all", "upper-half"] | tuple[Annotated[int, Field(ge=0)], ...]
 
 
@@ -42,12 +48,20 @@ class LoraSection(Section):
     """Low-rank update of linear layers (Hu et al., 2021)."""
 
     method: Literal["lora"] = "lora"
-    variant: Literal["plain", "rslora", "dora"] = "plain"
-    """`rslora` scales by the root of the rank; `dora` trains the length of each weight apart."""
+    variant: Literal["plain", "rslora", "dora", "pissa", "olora", "loftq", "eva"] = "plain"
+    """`rslora` scales by the rank's root, `dora` trains lengths apart; others start elsewhere."""
     rank: Count = 16
     """Width of the update; capacity and size grow linearly with it."""
     alpha: PositiveNumber | Auto = "auto"
     """The update is scaled by `alpha / rank`; `auto` is twice the rank, and 8 for `rslora`."""
+    rank_pattern: Ranks = Field(default_factory=dict)
+    """Ranks of single layers, by the end of their names; all others have `rank`."""
+    alpha_pattern: Alphas = Field(default_factory=dict)
+    """`alpha` of single layers; where `alpha` is `auto`, that of a rank above is twice it too."""
+    bias: bool = False
+    """Whether each update trains a bias as well; such an adapter merges into few bases."""
+    b_learning_rate_ratio: PositiveNumber = 1.0
+    """How many times faster the second matrix of an update learns than the first (LoRA+)."""
     dropout: Share = 0.0
     """Share of the update's inputs dropped while training."""
     targets: Targets = ("all-linear",)
@@ -58,8 +72,10 @@ class LoraSection(Section):
     @model_validator(mode="after")
     def _settle_alpha(self) -> Self:
         if self.alpha == "auto":
-            settled = RSLORA_ALPHA if self.variant == "rslora" else 2.0 * self.rank
-            object.__setattr__(self, "alpha", settled)
+            rooted = self.variant == "rslora"
+            object.__setattr__(self, "alpha", RSLORA_ALPHA if rooted else 2.0 * self.rank)
+            own = {} if rooted else {name: 2.0 * n for name, n in self.rank_pattern.items()}
+            object.__setattr__(self, "alpha_pattern", own | self.alpha_pattern)
         return self
 
 

@@ -124,6 +124,9 @@ LAWS: dict[str, tuple[AdapterSection, Callable[[Any], int]]] = {
     "lora": (LoraSection(rank=4), count_lora),
     "lora, rslora": (LoraSection(rank=4, variant="rslora"), count_lora),
     "lora, dora": (LoraSection(rank=4, variant="dora"), count_dora),
+    "lora, pissa": (LoraSection(rank=4, variant="pissa"), count_lora),
+    "lora, olora": (LoraSection(rank=4, variant="olora"), count_lora),
+    "lora, eva": (LoraSection(rank=4, variant="eva"), count_lora),
     "ia3": (Ia3Section(method="ia3"), count_ia3),
     "vera": (VeraSection(method="vera", rank=8), count_vera),
     "oft": (OftSection(method="oft", block_size=8), count_oft),
@@ -135,11 +138,14 @@ LAWS: dict[str, tuple[AdapterSection, Callable[[Any], int]]] = {
 IMPOSSIBLE = {("oft", "gpt2"), ("bitfit", "llama"), ("bitfit", "qwen3")}
 CASES = [(name, f) for name in LAWS for f in FAMILIES if (name, f) not in IMPOSSIBLE]
 OF_PEFT = [(name, f) for name, f in CASES if LAWS[name][0].method not in IN_PLACE]
+ROUNDED = {"lora, pissa": 2e-6, "lora, olora": 2e-6}
+"""Methods whose file holds other factors of the same update: logits are equal up to rounding."""
 SMALL = [(name, f) for name, f in CASES if name in ("layernorm", "bitfit", "top")]
 
 
 def fresh(name: str, family: str, *, dtype: torch.dtype = torch.float32) -> Any:
-    return attach(build(family, dtype=dtype), LAWS[name][0], seed=0)
+    documents = IDS.tolist()
+    return attach(build(family, dtype=dtype), LAWS[name][0], seed=0, documents=documents)
 
 
 def train(model: Any, steps: int = 3) -> Any:
@@ -160,6 +166,11 @@ def save(model: Any, name: str, folder: Path) -> Path:
 @torch.inference_mode()
 def logits(model: Any) -> torch.Tensor:
     return model.eval()(IDS).logits.clone()  # type: ignore[no-any-return]
+
+
+def assert_loaded(loaded: Any, model: Any, name: str) -> None:
+    allowed = ROUNDED.get(name, 0.0)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=allowed)
 
 
 def digest_frozen(model: Any) -> str:
@@ -251,7 +262,7 @@ def test_what_was_saved_is_what_is_loaded(name: str, family: str, tmp_path: Path
     base = build(family)
     before = logits(base)
     loaded = load_adapter(base, save(model, name, tmp_path / "adapter"))
-    assert torch.equal(logits(loaded), logits(model))
+    assert_loaded(loaded, model, name)
     with base_only(loaded):
         assert torch.equal(logits(loaded), before)
 
@@ -261,7 +272,7 @@ def test_what_was_saved_is_what_peft_loads(name: str, family: str, tmp_path: Pat
     model = train(fresh(name, family))
     folder = save(model, name, tmp_path / "adapter")
     theirs = PeftModel.from_pretrained(build(family), str(folder)).eval()
-    assert torch.equal(logits(theirs), logits(model))
+    assert_loaded(theirs, model, name)
 
 
 @pytest.mark.parametrize(("name", "family"), OF_PEFT)

@@ -188,6 +188,16 @@ def test_a_tokenizer_of_its_own_is_the_one_that_is_loaded(run: Path) -> None:
     assert 'AutoTokenizer.from_pretrained("me/chat")' in code(build_card(run, repo="me/chat"))
 
 
+def test_new_tokens_need_a_base_that_has_been_resized(run: Path) -> None:
+    assert "resize_token_embeddings" not in code(build_card(run))
+    (run / "adapter/tokenizer_config.json").write_text("{}")
+    rows = {"model.embed_tokens": [64, 65]}
+    edit(run, "adapter/adapter_config.json", lambda it: it.update(trainable_token_indices=rows))
+    grow, attach = "base.resize_token_embeddings(max(rows, len(tokenizer)))", "PeftModel.from_"
+    lines = code(build_card(run))
+    assert lines.index("rows = ") < lines.index(grow) < lines.index(attach)
+
+
 @pytest.mark.parametrize(
     "kind", ["LORA", "IA3", "PREFIX_TUNING", "BOTTLENECK", "FULL", "HEAD", "LN_TUNING"]
 )

@@ -135,6 +135,21 @@ def test_dropout_is_on(tiny_llama: Path) -> None:
     assert with_dropout[-1].loss != without[-1].loss
 
 
+def test_a_parameter_whose_rate_has_the_factor_0_stays(tiny_llama: Path) -> None:
+    model = adapted(tiny_llama)
+    parameters = trainable(model)
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    factors = {name: 0.0 for name in parameters if ".lora_A." in name}
+    optimizer = make_optimizer(parameters, weight_decay=0.1, factors=factors)
+    updates = stream_updates(make_examples(16), Layout(False, 16, 0), rows=16, seed=5)
+    steps = train(
+        model, updates, optimizer, lambda _: 1e-2, steps=range(1, 4), max_grad_norm=1.0, seed=9
+    )
+    assert [step.learning_rate for step in steps] == [1e-2] * 3
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, start[name]) == (name in factors), name
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_it_stops_before_an_update_that_is_not_finite(tiny_llama: Path, poison: float) -> None:
     model = adapted(tiny_llama)

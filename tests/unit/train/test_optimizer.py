@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
-from peftkit.train.optimizer import ALIGNED, make_optimizer, read_moments, write_moments
+from peftkit.train.optimizer import ALIGNED, make_optimizer, read_moments, set_rate, write_moments
 
 SHAPES = {"a.weight": (4, 3), "a.bias": (4,), "b.weight": (7, 11), "b.bias": (1,)}
+FASTER = {"b.weight": 16.0, "b.bias": 16.0}
 Parameters = dict[str, Parameter]
 
 
@@ -29,17 +30,17 @@ def update(parameters: Parameters, optimizer: torch.optim.Optimizer, seed: int) 
     cast("Tensor", sum(losses)).backward()
     leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
     norm = clip_grad_norm_(leaves, 1.0)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.01 * (seed + 1)
+    set_rate(optimizer, 0.01 * (seed + 1))
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
     return norm
 
 
-def test_flat_and_plain_take_the_same_updates() -> None:
+@pytest.mark.parametrize("factors", [{}, FASTER])
+def test_flat_and_plain_take_the_same_updates(factors: dict[str, float]) -> None:
     flat, plain = make_parameters(), make_parameters()
-    one = make_optimizer(flat, weight_decay=0.1)
-    other = make_optimizer(plain, weight_decay=0.1, flat=False)
+    one = make_optimizer(flat, weight_decay=0.1, factors=factors)
+    other = make_optimizer(plain, weight_decay=0.1, flat=False, factors=factors)
     for seed in range(6):
         norms = update(flat, one, seed), update(plain, other, seed)
         assert norms[0] > 1
@@ -60,6 +61,27 @@ def test_flat_is_one_buffer_a_group_and_its_filling_never_moves() -> None:
     assert sum(int((leaf != 0).sum()) for leaf in leaves) == used
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_factor_makes_the_first_step_as_many_times_longer(*, flat: bool) -> None:
+    """AdamW's first step is as long as the learning rate, whatever the gradient is."""
+    parameters, start = make_parameters(), make_parameters()
+    optimizer = make_optimizer(parameters, weight_decay=0.0, flat=flat, factors=FASTER)
+    update(parameters, optimizer, 0)
+    for name, parameter in parameters.items():
+        moved = (parameter - start[name]).abs()
+        assert torch.allclose(moved, torch.tensor(0.01 * FASTER.get(name, 1)), rtol=1e-3), name
+
+
+def test_a_factor_of_one_changes_no_bit() -> None:
+    plain, named = make_parameters(), make_parameters()
+    one = make_optimizer(plain, weight_decay=0.1)
+    other = make_optimizer(named, weight_decay=0.1, factors=dict.fromkeys(SHAPES, 1.0))
+    for seed in range(3):
+        update(plain, one, seed)
+        update(named, other, seed)
+    assert all(torch.equal(plain[name], named[name]) for name in SHAPES)
+
+
 def test_number_formats_do_not_mix() -> None:
     parameters = make_parameters()
     parameters["b.weight"] = Parameter(parameters["b.weight"].to(torch.bfloat16))
@@ -75,13 +97,16 @@ def test_number_formats_do_not_mix() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("then", [True, False])
-def test_each_goes_on_from_what_the_other_remembers(*, first: bool, then: bool) -> None:
+@pytest.mark.parametrize("factors", [{}, FASTER])
+def test_each_goes_on_from_what_the_other_remembers(
+    factors: dict[str, float], *, first: bool, then: bool
+) -> None:
     parameters = make_parameters()
-    optimizer = make_optimizer(parameters, weight_decay=0.1, flat=first)
+    optimizer = make_optimizer(parameters, weight_decay=0.1, flat=first, factors=factors)
     for seed in range(3):
         update(parameters, optimizer, seed)
     again = {name: Parameter(p.detach().clone()) for name, p in parameters.items()}
-    other = make_optimizer(again, weight_decay=0.1, flat=then)
+    other = make_optimizer(again, weight_decay=0.1, flat=then, factors=factors)
     remembered = {n: v.clone() for n, v in read_moments(optimizer, parameters).items()}
     assert len(remembered) == 3 * len(SHAPES)
     write_moments(other, again, remembered)
