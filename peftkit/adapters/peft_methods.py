@@ -8,6 +8,7 @@ import torch
 from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
+from peftkit.base.quantize import plain_weight
 from peftkit.base.targets import (
     choose_attention_and_mlp,
     choose_blocks,
@@ -15,6 +16,7 @@ from peftkit.base.targets import (
     in_blocks,
     linear_layers,
     means,
+    shape_of_layer,
 )
 from peftkit.base.upstream import quiet
 from peftkit.errors import RecipeError
@@ -67,7 +69,7 @@ def attach_vera(model: Any, section: VeraSection) -> Any:
     """The model with vectors around random matrices that follow from the seed and are saved."""
     targets = choose_targets(model, section.targets)
     layers = _targeted(model, targets, section.layers)
-    most = max(max(layer.weight.shape) for layer in layers.values())
+    most = max(max(shape_of_layer(layer)) for layer in layers.values())
     if section.rank > most:
         raise RecipeError(
             f"adapter.rank: {section.rank} is above the widest target, which has {most} "
@@ -127,7 +129,7 @@ def _transposed(layers: dict[str, Any]) -> bool:
 
 
 def _refuse_too_wide(layers: dict[str, Any], rank: int) -> None:
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+    shapes = {name: shape_of_layer(layer) for name, layer in layers.items()}
     name, shape = min(shapes.items(), key=lambda item: min(item[1]))
     if rank > min(shape):
         raise RecipeError(
@@ -162,7 +164,7 @@ def _refuse_empty_weights(layers: dict[str, Any]) -> None:
     """Say where an output has no weights: DoRA divides by their length."""
     for name, layer in layers.items():
         into = 0 if isinstance(layer, Conv1D) else 1
-        if not layer.weight.is_meta and not bool(layer.weight.any(dim=into).all()):
+        if not layer.weight.is_meta and not bool(plain_weight(layer).any(dim=into).all()):
             raise RecipeError(
                 f"adapter.variant: dora divides by the length of each output's weights, and in "
                 f"`{name}` one of them is 0",
@@ -179,6 +181,6 @@ def _measure_magnitudes(model: Any) -> None:
     for module in model.modules():
         for name, magnitude in getattr(module, "lora_magnitude_vector", {}).items():
             down, up = module.lora_A[name].weight, module.lora_B[name].weight
-            weight = module.get_base_layer().weight.to(down.dtype)
+            weight = plain_weight(module.get_base_layer()).to(down.dtype)
             exact = magnitude.get_weight_norm(weight, up @ down, module.scaling[name])
             magnitude.weight.copy_(exact)

@@ -13,10 +13,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from peftkit.base.dtype import DTYPES, choose_dtype
 from peftkit.base.finite import first_not_finite
 from peftkit.base.locate import GENERATION, Origin, locate, read_json
+from peftkit.base.quantize import (
+    keep_layout,
+    place_nowhere,
+    quantization,
+    source_tensors,
+)
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from peftkit.recipe.sections.base import BaseSection
 
 
@@ -49,6 +57,8 @@ def settle_dtype(
 ) -> tuple[BaseSection, str]:
     """The section with its number format settled, and why it is that one."""
     name, why = choose_dtype(section, device, _config(origin), frozen=frozen)
+    if section.quantize != "none":
+        why = f"{why}; its linear layers are packed in {section.quantize} and compute in {name}"
     return section.model_copy(update={"dtype": name}), why
 
 
@@ -62,10 +72,10 @@ def load_base(
     dtype = DTYPES[section.dtype]
     with quiet():
         if section.weights == "random":
-            model = _random_model(origin, dtype, seed)
+            model = _random_model(origin, dtype, seed).to(device)
         else:
-            model = _pretrained_model(origin, dtype)
-    model.requires_grad_(requires_grad=False).eval().to(device)
+            model = _pretrained_model(origin, section, device)
+    model.requires_grad_(requires_grad=False).eval()
     return Base(model=model, tokenizer=load_tokenizer(origin), origin=origin)
 
 
@@ -105,17 +115,20 @@ def _random_model(origin: Origin, dtype: torch.dtype, seed: int) -> Any:
         return AutoModelForCausalLM.from_config(_config(origin), dtype=dtype)
 
 
-def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
-    _config(origin)
+def _pretrained_model(origin: Origin, section: BaseSection, device: torch.device) -> Any:
+    settings = quantization(section, origin, _config(origin), device)
+    if section.quantize != "none":
+        _refuse_not_finite(origin, source_tensors(origin))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             origin.folder,
-            dtype=dtype,
+            dtype=DTYPES[section.dtype],
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **settings,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as problem:
         raise InputError(
             f"`{origin.name}` cannot be loaded: {_first_line(problem)}",
             hint="its weights may be damaged; compare their sizes with the original's",
@@ -126,12 +139,20 @@ def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
             f"`{origin.name}` lacks {len(missing)} tensors of its own model, e.g. `{missing[0]}`",
             hint="with made-up values in their place every result would be wrong",
         )
-    if name := first_not_finite(model.named_parameters()):
+    _refuse_not_finite(origin, model.named_parameters())
+    keep_layout(model)
+    if settings:
+        place_nowhere(model)
+        return model
+    return model.to(device)
+
+
+def _refuse_not_finite(origin: Origin, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    if name := first_not_finite(tensors):
         raise InputError(
             f"`{origin.name}` holds numbers that are not finite, e.g. in `{name}`",
             hint="its weights may be damaged; compare their checksums with the original's",
         )
-    return model
 
 
 def _first_line(problem: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from peftkit.base.load import load_tokenizer, settle_dtype, shape_of, stop_ids
 from peftkit.base.locate import Origin, digest, locate
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
+from peftkit.base.quantize import count_packed, packed_bytes
 from peftkit.base.targets import first_trained_block
 from peftkit.data.formats import Encoder
 from peftkit.data.prepare import Data, prepare_data
@@ -102,6 +103,9 @@ def measure_sizes(recipe: Recipe, origin: Origin) -> Sizes:
     model = shape_of(origin)
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
+    if recipe.base.quantize != "none":
+        few = packed_bytes(recipe.base)
+        shape = replace(shape, packed=count_packed(model), packed_bytes=few)
     model.requires_grad_(requires_grad=False)
     with torch.device("meta"):
         adapted = attach(model, recipe.adapter, seed=recipe.seed)

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from peftkit.recipe.sections.section import Section
 
+FOUR_BITS = ("nf4", "fp4")
+"""Values of `quantize` that pack two numbers into a byte."""
+
 
 class BaseSection(Section):
     """The frozen model."""
@@ -18,5 +21,9 @@ class BaseSection(Section):
     """What the model is asked to do."""
     weights: Literal["pretrained", "random"] = "pretrained"
     """`random` keeps the shape and throws the knowledge away: the from-scratch control."""
+    quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Linear layers in 4 (`nf4`, `fp4`) or 8 bits a number; norms, embeddings and head stay."""
+    double_quant: bool = True
+    """Whether the scales of 4-bit blocks are quantized too: 0.4 bits a number less."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the base; `auto`: bfloat16 where the machine is fast in it, else float32."""
