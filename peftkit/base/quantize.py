@@ -169,7 +169,9 @@ def unpack(model: Any, dtype: torch.dtype | None = None) -> Any:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config.dtype = dtype
-    return model.to(dtype)
+    for parameter in model.parameters():  # buffers, such as frequencies, keep their digits
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _plain_layer(layer: Any, dtype: torch.dtype) -> Any:
