@@ -38,6 +38,7 @@ class Setup:
     tokenizer: Any
     stops: frozenset[int]
     data: Data
+    seed: int
 
     @property
     def dtype(self) -> str:
@@ -51,6 +52,13 @@ class Setup:
             if candidate is not None:
                 return int(candidate)
         return 0
+
+    @property
+    def weights_key(self) -> str:
+        """What decides every number of the loaded base: its files, and what was made of them."""
+        base = self.base
+        made = f"seed {self.seed}" if base.weights == "random" else base.quantize
+        return f"{self.digest} {made} {base.double_quant}"
 
     def encoder(self, section: DataSection) -> Encoder:
         """How this run's rows become tokens."""
@@ -79,6 +87,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         tokenizer=tokenizer,
         stops=stops,
         data=prepare_data(recipe.data, tokenizer, stops),
+        seed=recipe.seed,
     )
 
 

@@ -102,3 +102,30 @@ def test_norms_of_a_quantized_base_learn(recipe: Path, tmp_path: Path) -> None:
         set={"base.quantize": "nf4", "adapter": "{method: layernorm}", "train.learning_rate": 0.05},
     )
     assert run.metrics["validation"]["loss"] < run.metrics["baselines"]["base"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"base.quantize": "none"}, {"base.quantize": "nf4"}),
+        ({"base.quantize": "nf4"}, {"base.quantize": "fp4"}),
+        ({"base.weights": "random", "seed": 4}, {"base.weights": "random", "seed": 5}),
+    ],
+    ids=["quantized", "otherwise", "drawn"],
+)
+def test_kept_states_are_those_of_the_very_same_weights(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one: dict[str, object],
+    other: dict[str, object],
+) -> None:
+    monkeypatch.setenv("PEFTKIT_CACHE", str(tmp_path / "cache"))
+    upper = {"adapter.layers": "[1]", "adapter.dropout": 0, "evaluate.samples": 1}
+    off = {"train.fast": "{frozen: off}"}
+    peftkit.finetune(recipe, out=tmp_path / "one", set=one | upper)
+    kept = peftkit.finetune(recipe, out=tmp_path / "kept", set=other | upper)
+    plain = peftkit.finetune(recipe, out=tmp_path / "plain", set=other | upper | off)
+    assert json.loads((kept.path / "lock.json").read_text())["choices"]["frozen"]
+    losses = [run.metrics["validation"]["loss"] for run in (kept, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
