@@ -27,13 +27,25 @@ BEFORE = "_peftkit_before"
 
 def attach_in_place(model: Any, section: AdapterSection) -> Any:
     """The model itself, of whose own parameters those of the method train."""
-    chosen = {id(parameter) for parameter in CHOICES[section.method](model, section)}
+    parameters = CHOICES[section.method](model, section)
+    _refuse_packed(parameters, section.method)
+    chosen = {id(parameter) for parameter in parameters}
     new = [model.get_submodule(name) for name in new_parts(model)]
     chosen |= {id(parameter) for module in new for parameter in module.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     keep_before(model, (name for name, p in model.named_parameters() if id(p) in chosen))
     return model
+
+
+def _refuse_packed(parameters: Iterable[Tensor], method: str) -> None:
+    """Say that a base which was published quantized has no matrices to train."""
+    if not all(parameter.is_floating_point() for parameter in parameters):
+        raise RecipeError(
+            f"adapter.method: {method} trains the base's own matrices, and those of this base are "
+            "packed in fewer bits",
+            hint="`--set adapter.method=lora` trains beside them",
+        )
 
 
 def keep_before(model: Any, names: Iterable[str]) -> None:

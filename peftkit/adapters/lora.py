@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
-from peft.utils.integrations import dequantize_module_weight
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.peft_methods import put_on, targeted, transposed
 from peftkit.adapters.starts import ON_WEIGHTS, start_on_weights
-from peftkit.base.targets import choose_blocks, choose_targets, means
+from peftkit.base.quantize import plain_weight
+from peftkit.base.targets import choose_blocks, choose_targets, means, shape_of_layer
 from peftkit.base.tasks import peft_task_of
 from peftkit.base.tokens import added_rows, token_matrices
 from peftkit.errors import RecipeError
@@ -118,7 +118,7 @@ def _refuse_too_wide(
     layers: Mapping[str, Any], section: LoraSection, ranks: Mapping[str, str]
 ) -> None:
     """Say which layer cannot hold its rank; saved, a start on weights takes twice the rank."""
-    shapes = {name: _shape_of(layer) for name, layer in layers.items()}
+    shapes = {name: shape_of_layer(layer) for name, layer in layers.items()}
     for name, shape in sorted(shapes.items(), key=lambda item: min(item[1])):
         wanted = ranks.get(name)
         rank = section.rank if wanted is None else section.rank_pattern[wanted]
@@ -133,18 +133,11 @@ def _refuse_too_wide(
             )
 
 
-def _shape_of(layer: Any) -> tuple[int, ...]:
-    """The shape of a layer's weight, which a quantized one stores packed."""
-    if isinstance(layer, torch.nn.Linear):
-        return layer.out_features, layer.in_features
-    return tuple(layer.weight.shape)
-
-
 def _refuse_empty_weights(layers: Mapping[str, Any]) -> None:
     """Say where an output has no weights: DoRA divides by their length."""
     for name, layer in layers.items():
         into = 0 if isinstance(layer, Conv1D) else 1
-        weight = dequantize_module_weight(layer)
+        weight = plain_weight(layer)
         if not weight.is_meta and not bool(weight.any(dim=into).all()):
             raise RecipeError(
                 f"adapter.variant: dora divides by the length of each output's weights, and in "
@@ -162,6 +155,6 @@ def _measure_magnitudes(model: Any) -> None:
     for module in model.modules():
         for name, magnitude in getattr(module, "lora_magnitude_vector", {}).items():
             down, up = module.lora_A[name].weight, module.lora_B[name].weight
-            weight = dequantize_module_weight(module.get_base_layer()).to(down.dtype)
+            weight = plain_weight(module.get_base_layer()).to(down.dtype)
             exact = magnitude.get_weight_norm(weight, up @ down, module.scaling[name])
             magnitude.weight.copy_(exact)

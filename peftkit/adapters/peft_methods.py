@@ -15,6 +15,7 @@ from peftkit.base.targets import (
     in_blocks,
     linear_layers,
     means,
+    shape_of_layer,
 )
 from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.base.upstream import quiet
@@ -41,7 +42,7 @@ def attach_vera(model: Any, section: VeraSection) -> Any:
     """The model with vectors around random matrices that follow from the seed and are saved."""
     targets = choose_targets(model, section.targets)
     layers = targeted(model, targets, section.layers)
-    most = max(max(layer.weight.shape) for layer in layers.values())
+    most = max(max(shape_of_layer(layer)) for layer in layers.values())
     if section.rank > most:
         raise RecipeError(
             f"adapter.rank: {section.rank} is above the widest target, which has {most} "

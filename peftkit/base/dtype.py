@@ -58,7 +58,10 @@ def choose_dtype(
     if device.type == "cuda":
         known = torch.cuda.is_bf16_supported()
         return ("bfloat16", "the GPU has it") if known else ("float32", "the GPU lacks bfloat16")
-    return _choose_on_cpu(str(config.dtype or "float32").removeprefix("torch."), config)
+    own = str(config.dtype or "float32").removeprefix("torch.")
+    if section.quantize != "none":  # its digits are given up already
+        own = "bfloat16"
+    return _choose_on_cpu(own, config)
 
 
 def _choose_on_cpu(own: str, config: Any) -> tuple[str, str]:

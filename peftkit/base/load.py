@@ -13,6 +13,12 @@ from transformers import AutoConfig, AutoTokenizer
 from peftkit.base.dtype import DTYPES, choose_dtype
 from peftkit.base.finite import first_not_finite
 from peftkit.base.locate import GENERATION, Origin, locate, read_json
+from peftkit.base.quantize import (
+    keep_layout,
+    place_nowhere,
+    quantization,
+    source_tensors,
+)
 from peftkit.base.tasks import (
     model_class,
     note_missing,
@@ -24,7 +30,7 @@ from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from peftkit.recipe.sections.base import BaseSection
 
@@ -55,6 +61,8 @@ def settle_dtype(
 ) -> tuple[BaseSection, str]:
     """The section with its number format settled, and why it is that one."""
     name, why = choose_dtype(section, device, _config(origin), frozen=frozen)
+    if section.quantize != "none":
+        why = f"{why}; its linear layers are packed in {section.quantize} and compute in {name}"
     return section.model_copy(update={"dtype": name}), why
 
 
@@ -70,12 +78,12 @@ def load_base(
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)  # of what no checkpoint holds: all weights, or those of a new head
         if section.weights == "random":
-            model = _built(section, origin, config, dtype=DTYPES[section.dtype])
+            model = _built(section, origin, config, dtype=DTYPES[section.dtype]).to(device)
         else:
-            model = _pretrained_model(section, origin, config)
+            model = _pretrained_model(section, origin, config, device)
     grow(model, teach_tokens(tokenizer, section.add_tokens))
     note_task(model, section.task, () if section.labels == "auto" else section.labels)
-    model.requires_grad_(requires_grad=False).eval().to(device)
+    model.requires_grad_(requires_grad=False).eval()
     return Base(model=model, tokenizer=tokenizer, origin=origin)
 
 
@@ -144,10 +152,15 @@ def _config(origin: Origin) -> Any:
         raise InputError(f"`{origin.name}/config.json` makes no model: {reason}") from None
 
 
-def _pretrained_model(section: BaseSection, origin: Origin, config: Any) -> Any:
+def _pretrained_model(
+    section: BaseSection, origin: Origin, config: Any, device: torch.device
+) -> Any:
     kind = model_class(section.task)
     if type(config) not in kind._model_mapping:
         raise _cannot(section, origin, config)
+    settings = quantization(section, origin, config, device)
+    if section.quantize != "none":
+        _refuse_not_finite(origin, source_tensors(origin))
     try:
         loaded: Any = kind.from_pretrained(
             origin.folder,
@@ -156,20 +169,29 @@ def _pretrained_model(section: BaseSection, origin: Origin, config: Any) -> Any:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **settings,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as problem:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as problem:
         raise InputError(
             f"`{origin.name}` cannot be loaded: {_first_line(problem)}",
             hint="its weights may be damaged; compare their sizes with the original's",
         ) from None
     model, report = loaded
     note_missing(model, report["missing_keys"], section.task, origin.name)
-    if name := first_not_finite(model.named_parameters()):
+    _refuse_not_finite(origin, model.named_parameters())
+    keep_layout(model)
+    if settings:
+        place_nowhere(model)
+        return model
+    return model.to(device)
+
+
+def _refuse_not_finite(origin: Origin, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    if name := first_not_finite(tensors):
         raise InputError(
             f"`{origin.name}` holds numbers that are not finite, e.g. in `{name}`",
             hint="its weights may be damaged; compare their checksums with the original's",
         )
-    return model
 
 
 def _first_line(problem: BaseException) -> str:

@@ -27,6 +27,15 @@ class Shape:
     hidden: int
     vocabulary: int
     parameters: int
+    packed: int = 0
+    """Parameters that are kept in fewer bytes than the others."""
+    packed_bytes: float = 0.0
+    """What each of these takes."""
+
+    def weight_bytes(self, bytes_a_number: int) -> int:
+        """What the weights take where those that are not packed have so many bytes."""
+        plain = (self.parameters - self.packed) * bytes_a_number
+        return plain + round(self.packed * self.packed_bytes)
 
 
 def shape_of_config(config: Any, parameters: int) -> Shape:
@@ -68,14 +77,14 @@ def training_bytes(
     """Peak memory of a step beside the runtime: weights, gradients, two moments, activations."""
     adapter = trainable * (4 + 4 + 8)
     activations = activation_bytes(shape, tokens, bytes_a_number, load)
-    return shape.parameters * bytes_a_number + adapter + activations
+    return shape.weight_bytes(bytes_a_number) + adapter + activations
 
 
 def evaluation_bytes(shape: Shape, tokens: int, bytes_a_number: int) -> int:
     """Peak memory of a forward pass without backward."""
     logits = tokens * LOGIT_COPIES * 4 * shape.vocabulary
     hidden = tokens * WIDTHS_A_LAYER * shape.hidden * bytes_a_number
-    return shape.parameters * bytes_a_number + logits + hidden
+    return shape.weight_bytes(bytes_a_number) + logits + hidden
 
 
 def choose_micro_batch(  # noqa: PLR0913 - what memory depends on, and nothing besides
@@ -106,7 +115,7 @@ def choose_micro_batch(  # noqa: PLR0913 - what memory depends on, and nothing b
         bytes_a_number: of a weight.
         may_recompute: whether blocks may run again at all.
     """
-    room = (GPU_SHARE if on_gpu else CPU_SHARE) * memory - shape.parameters * bytes_a_number
+    room = (GPU_SHARE if on_gpu else CPU_SHARE) * memory - shape.weight_bytes(bytes_a_number)
 
     def fits(count: int, recomputed: int) -> bool:
         kept = replace(load, recomputed=recomputed)

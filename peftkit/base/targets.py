@@ -42,6 +42,16 @@ def linear_layers(model: Any) -> dict[str, Any]:
     }
 
 
+def shape_of_layer(layer: Any) -> tuple[int, int]:
+    """The sizes of a linear layer's weight as the layer is written; a packed weight has others."""
+    from torch import nn
+
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    into, out = layer.weight.shape
+    return into, out
+
+
 def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
     """The layer names (`q_proj`, …) that `adapter.targets` means in this model."""
     layers = linear_layers(model)

@@ -46,6 +46,7 @@ def show_plan(plan: dict[str, Any]) -> None:
             ("tokens a step, about", output.figure(plan["tokens_per_step"])),
             ("rows a forward pass", output.figure(plan["micro_rows"])),
             ("blocks that run again to save memory", output.figure(plan["recomputed_blocks"])),
+            ("memory for the base's weights", output.size(plan["base_bytes"])),
             ("memory for training, about", output.size(memory["training"])),
             ("memory for evaluation, about", output.size(memory["evaluation"])),
             ("memory of this machine", output.size(plan["memory_available"])),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd.function import Function, once_differentiable
 from torch.nn.functional import dropout, linear
@@ -33,12 +34,18 @@ def enable(model: Any) -> str | None:
     """Let every LoRA layer train this way; None when all can, else why none does."""
     layers = list(_layers(model))
     if not layers:
-        return "there is no LoRA on a linear layer"
+        return _say_what_instead(model)
     if reason := next((reason for layer in layers for reason in _refuse(layer)), None):
         return reason
     for layer in layers:
         layer.__class__ = BaseFormatLinear  # one class for all, so that what is compiled is shared
     return None
+
+
+def _say_what_instead(model: Any) -> str:
+    kinds = (type(m.base_layer).__name__ for m in model.modules() if isinstance(m, LoraLayer))
+    found = next(kinds, None)
+    return f"an adapted layer is a {found}" if found else "there is no LoRA on a linear layer"
 
 
 def disable(model: Any) -> None:

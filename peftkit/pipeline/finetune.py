@@ -195,7 +195,7 @@ def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -
         raise RunError(f"the run began with {PATHS['frozen']}, which is no longer possible: {cut}")
     watch.say(f"computing once what {cut.first} frozen blocks make of the training documents")
     documents = setup.data.train.examples
-    return keep_states(model, documents, cut, base=setup.digest, flat=choices.flat)
+    return keep_states(model, documents, cut, base=setup.weights_key, flat=choices.flat)
 
 
 def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:

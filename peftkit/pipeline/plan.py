@@ -38,6 +38,8 @@ class Plan:
     micro_rows: int
     recomputed_blocks: int
     """Blocks that keep only what enters them and run again for the backward pass."""
+    base_bytes: int
+    """What the weights of the base take, packed layers counted as they are packed."""
     memory_bytes: dict[str, int]
     memory_available: int
     disk_bytes: int
@@ -76,6 +78,7 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         tokens_per_step=round(tokens / len(examples) * rows),
         micro_rows=micro,
         recomputed_blocks=load.recomputed,
+        base_bytes=sizes.shape.weight_bytes(bytes_a_number),
         memory_bytes={"training": training, "evaluation": evaluation},
         memory_available=own_memory(),
         disk_bytes=(recipe.train.keep + 1) * sizes.trainable * 12 + sizes.trainable * 4,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from peftkit.base.load import load_tokenizer, pad_id_of, settle_dtype, shape_of,
 from peftkit.base.locate import Origin, digest, locate, read_json
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
+from peftkit.base.quantize import count_packed, packed_bytes
 from peftkit.base.targets import first_trained_block
 from peftkit.data.draft import Encoder
 from peftkit.data.prepare import Data, prepare_data
@@ -41,6 +42,7 @@ class Setup:
     stops: frozenset[int]
     data: Data
     task: Task
+    seed: int
 
     @property
     def dtype(self) -> str:
@@ -56,6 +58,13 @@ class Setup:
     def changed_tokenizer(self) -> Any | None:
         """The tokenizer, where it is no longer the base's own."""
         return self.tokenizer if self.base.add_tokens else None
+
+    @property
+    def weights_key(self) -> str:
+        """What decides every number of the loaded base: its files, and what was made of them."""
+        base = self.base
+        made = f"seed {self.seed}" if base.weights == "random" else base.quantize
+        return f"{self.digest} {made} {base.double_quant}"
 
     def encoder(self, section: DataSection) -> Encoder:
         """How this run's rows become tokens."""
@@ -88,6 +97,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         stops=stops,
         data=data,
         task=task_of(base, origin, tokenizer),
+        seed=recipe.seed,
     )
 
 
@@ -147,6 +157,9 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     model = shape_of(base, origin)
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
+    if recipe.base.quantize != "none":
+        few = packed_bytes(recipe.base)
+        shape = replace(shape, packed=count_packed(model), packed_bytes=few)
     model.requires_grad_(requires_grad=False)
     with torch.device("meta"):
         adapted = attach(model, recipe.adapter, seed=recipe.seed)

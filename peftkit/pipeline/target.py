@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.expected import OWN_TYPES
+from peftkit.adapters.fold import fold
 from peftkit.adapters.store import CONFIG, add_adapter, load_adapter
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.tokens import added_tokens
@@ -38,6 +39,10 @@ class Target:
     """The recipe of a run, where the target is one."""
     templated: bool
     """Whether prompts go through the chat template unless someone says otherwise."""
+
+    def fold(self) -> Any:
+        """The plain model with the adapters in its own weights; the target is used up."""
+        return fold(self.model)
 
 
 def open_target(name: str, adapters: Sequence[str] = ()) -> Target:

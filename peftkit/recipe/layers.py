@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from peftkit.recipe.strict_yaml import Document, Location
 
 _IMPLIED_METHOD = "lora"
+_SAME_METHOD = {"qlora": "lora"}
+"""Shorthands whose section has the keys of another method."""
 
 
 @dataclass(frozen=True, order=True)
@@ -95,9 +97,14 @@ def merge(below: Any, above: Any) -> Any:
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    if "method" in above and above["method"] != below.get("method", _IMPLIED_METHOD):
+    if "method" in above and _method(above) != _method(below):
         return above
     return below | {key: merge(below.get(key), value) for key, value in above.items()}
+
+
+def _method(section: dict[str, Any]) -> Any:
+    named = section.get("method", _IMPLIED_METHOD)
+    return _SAME_METHOD.get(named, named) if isinstance(named, str) else named
 
 
 def _layer(file: RecipeFile, distance: int) -> Layer:

@@ -13,6 +13,7 @@ from peftkit.recipe.catalog import name_of
 from peftkit.recipe.files import is_there
 from peftkit.recipe.layers import Layer, read_chain, stack
 from peftkit.recipe.overrides import override
+from peftkit.recipe.quantized import spell_out
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.spelling import nearest
 from peftkit.recipe.suggest import explain
@@ -46,7 +47,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     written = override(stack(chain), overrides)
     named = Layer({"name": _name(path), **written.values}, written.origins)
     try:
-        recipe = Recipe.model_validate(named.values)
+        recipe = Recipe.model_validate(spell_out(named.values))
     except ValidationError as error:
         problems, hint = explain(error, named)
         raise RecipeError(f"{path} is not a valid recipe", problems=problems, hint=hint) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 KEYS: dict[str, str] = {
     "base_model": "base.model",
     "base_model_name_or_path": "base.model",
+    "bnb_4bit_quant_type": "base.quantize",
+    "bnb_4bit_use_double_quant": "base.double_quant",
     "cutoff_len": "data.max_length",
     "dataset": "data.train",
     "dataset_name": "data.train",
@@ -15,6 +17,8 @@ KEYS: dict[str, str] = {
     "finetuning_type": "adapter.method",
     "learning_rate_scheduler": "train.schedule",
     "init_lora_weights": "adapter.variant",
+    "load_in_4bit": "base.quantize",
+    "load_in_8bit": "base.quantize",
     "lora_alpha": "adapter.alpha",
     "lora_bias": "adapter.bias",
     "lora_dropout": "adapter.dropout",
@@ -38,6 +42,7 @@ KEYS: dict[str, str] = {
     "feedforward_modules": "adapter.feedforward",
     "per_device_train_batch_size": "train.batch.micro_rows",
     "peft_type": "adapter.method",
+    "quantization_bit": "base.quantize",
     "r": "adapter.rank",
     "random_seed": "seed",
     "sample_packing": "data.packing",
@@ -65,7 +70,6 @@ ADVICE: dict[str, str] = {
     "gradient_accumulation_steps": "`train.batch.rows` is the whole update; micro-batches are "
     "chosen to fit",
     "output_dir": "the run folder is `runs/<name>`, or give `--out DIR` on the command line",
-    "load_in_4bit": "a quantized base cannot be trained on yet",
     "hub_token": "no recipe holds a secret; log in with `hf auth login`",
 }
 """Their keys that have no single key of ours, and what to do instead."""

@@ -1,9 +1,10 @@
 """What a recipe may say: the sections in the order they happen."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from peftkit.recipe.quantized import refuse_what_cannot_work
 from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
 from peftkit.recipe.sections.base import BaseSection
 from peftkit.recipe.sections.data import DataSection
@@ -36,3 +37,8 @@ class Recipe(Section):
     """What is measured, against what."""
     publish: PublishSection = PublishSection()
     """What the model card adds."""
+
+    @model_validator(mode="after")
+    def _that_can_work(self) -> Self:
+        refuse_what_cannot_work(self)
+        return self

@@ -289,6 +289,12 @@ def _limits(subject: Subject) -> Iterator[str]:
     yield "What the base gets wrong, and whom it is unfair to, the adapter inherits."
     if run.adapted:
         yield f"The figures come from {story.judged_on(run)}; other text may go otherwise."
+    packed = text(table(subject.recipe.get("base")).get("quantize")) or "none"
+    if packed != "none":
+        yield (
+            f"It was trained and measured on the base packed in {prose(packed)}; the lines above "
+            "load the base as it is, where figures differ a little."
+        )
     if run.adapted and "test" not in run.adapted:
         yield "There was no test set: the figures are on rows that were looked at while training."
     if run.adapted and not run.remembered:

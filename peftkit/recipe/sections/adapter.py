@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section, Share
 
@@ -44,10 +51,17 @@ Alphas = Annotated[
 Layers = Literal["all", "upper-half"] | tuple[Annotated[int, Field(ge=0)], ...]
 
 
-class LoraSection(Section):
-    """Low-rank update of linear layers (Hu et al., 2021)."""
+LoraMethod = Annotated[
+    Literal["lora"],
+    # The recipe spells `qlora` out before this section sees it; editors are to accept it.
+    WithJsonSchema({"enum": ["lora", "qlora"], "type": "string"}),
+]
 
-    method: Literal["lora"] = "lora"
+
+class LoraSection(Section):
+    """Low-rank update of linear layers (Hu et al., 2021); `qlora` on `base.quantize: nf4`."""
+
+    method: LoraMethod = "lora"
     variant: Literal["plain", "rslora", "dora", "pissa", "olora", "loftq", "eva"] = "plain"
     """`rslora` scales by the rank's root, `dora` trains lengths apart; others start elsewhere."""
     rank: Count = 16

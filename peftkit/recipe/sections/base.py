@@ -50,6 +50,9 @@ Tokens = Annotated[
     Expected("a list of new tokens, each once and none of them empty, such as `[<call>, <end>]`"),
 ]
 
+FOUR_BITS = ("nf4", "fp4")
+"""Values of `quantize` that pack two numbers into a byte."""
+
 
 class BaseSection(Section):
     """The frozen model."""
@@ -66,6 +69,10 @@ class BaseSection(Section):
     """`random` keeps the shape and throws the knowledge away: the from-scratch control."""
     add_tokens: Tokens = ()
     """Texts that become one token each; only their rows train beside the adapter, which is LoRA."""
+    quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Linear layers in 4 (`nf4`, `fp4`) or 8 bits a number; norms, embeddings and head stay."""
+    double_quant: bool = True
+    """Whether the scales of 4-bit blocks are quantized too: 0.4 bits a number less."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the base; `auto`: bfloat16 where the machine is fast in it, else float32."""
 

@@ -183,6 +183,12 @@ def test_the_owner_may_name_the_base_and_the_repository(run: Path) -> None:
     assert 'PeftModel.from_pretrained(base, "me/chat")' in code(card)
 
 
+def test_a_base_in_fewer_bits_than_the_lines_load_is_told(run: Path) -> None:
+    assert "packed in" not in build_card(run)
+    edit(run, "recipe.resolved.json", lambda recipe: recipe["base"].update(quantize="nf4"))
+    assert "measured on the base packed in nf4" in build_card(run)
+
+
 def test_a_tokenizer_of_its_own_is_the_one_that_is_loaded(run: Path) -> None:
     (run / "adapter/tokenizer_config.json").write_text("{}")
     assert 'AutoTokenizer.from_pretrained("me/chat")' in code(build_card(run, repo="me/chat"))
