@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 
-from peftkit.adapters.in_place import attach_in_place, putting_back
+from peftkit.adapters.in_place import attach_in_place
 from peftkit.adapters.peft_methods import attach_ia3, attach_lora, attach_oft, attach_vera
+from peftkit.adapters.several import using
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,9 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "full": attach_in_place,
 }
 
+UNDER = "_peftkit_under"
+"""The attribute of a model that names the frozen adapters under the one that trains."""
+
 
 def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
     """The model with a fresh adapter; until it trains, its outputs are the base's own."""
@@ -40,9 +43,6 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def base_only(model: Any) -> AbstractContextManager[Any]:
-    """Inside, the model answers as the base it was before the adapter was put on it."""
-    if not isinstance(model, PeftModel):
-        return putting_back(model)
-    without: AbstractContextManager[Any] = model.disable_adapter()
-    return without
+def base_only(model: Any) -> AbstractContextManager[None]:
+    """Inside, the model answers as it did before the adapter that trains was put on it."""
+    return using(model, getattr(model, UNDER, ()))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
+from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.upstream import quiet
@@ -28,12 +29,28 @@ if TYPE_CHECKING:
 PEFT_WEIGHTS = "adapter_model.safetensors"
 CHANGED_WEIGHTS = "delta.safetensors"
 CONFIG = "adapter_config.json"
+NOTE = "under.json"
+"""Which adapter stands under the one that is saved."""
 ROOM = 65_536
 """Bytes for the names in the weights and for the configuration."""
 
 
-def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> None:
-    """Write the adapter to `folder`, whole or not at all.
+def save_adapter(
+    model: Any,
+    folder: Path,
+    origin: Origin,
+    *,
+    method: str,
+    under: Mapping[str, str] | None = None,
+) -> None:
+    """Write the adapter that trains to `folder`, whole or not at all.
+
+    Args:
+        model: with it.
+        folder: what was there goes.
+        origin: of the base.
+        method: the recipe's.
+        under: what is to be noted of the adapter under it, where there is one.
 
     Raises:
         RunError: a weight is not finite.
@@ -48,15 +65,26 @@ def save_adapter(model: Any, folder: Path, origin: Origin, *, method: str) -> No
         else:
             write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
             _save_own_config(building, origin, method)
+        if under is not None:
+            (building / NOTE).write_text(json.dumps(under, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with the adapter of `folder` on it, checked before anything reads its weights."""
-    facts = verify_adapter(folder, module_shapes(model))
+def load_adapter(
+    model: Any, folder: Path, *, name: str = "default", base: str | None = None
+) -> Any:
+    """The model with the adapter of `folder` on it, checked before anything reads its weights.
+
+    Args:
+        model: a base.
+        folder: of the adapter.
+        name: what peft shall call it.
+        base: name of the base, where it is known: an adapter made for another one is refused.
+    """
+    facts = verify_adapter(folder, module_shapes(model), base=base)
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
     with quiet():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name).eval()
 
 
 def _weights_of(model: Any) -> Mapping[str, Tensor]:
@@ -97,18 +125,7 @@ def _load_changed(model: Any, folder: Path) -> Any:
 
 def add_adapter(model: Any, folder: Path, number: int) -> Any:
     """The model with one more adapter of the same kind active beside those it has."""
-    if not isinstance(model, PeftModel):
-        raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
-    facts = verify_adapter(folder, module_shapes(model))
-    first: Any = model.peft_config[model.active_adapters[0]]
-    kind = first.peft_type.value
-    if facts.peft_type != kind:
-        raise InputError(
-            f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
-        )
     name = f"adapter{number}"
-    with quiet():
-        model.load_adapter(str(folder), adapter_name=name)
-    tuner: Any = model.base_model
-    tuner.set_adapter([*model.active_adapters, name])
+    load_beside(model, folder, name)
+    use(model, [*acting(model), name])
     return model.eval()

@@ -37,6 +37,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 DELTA_FILE = "delta.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MADE_FOR = f"{CONFIG_FILE}: base_model_name_or_path: made for"
 LONGEST_CONFIG = 1024 * 1024
 MOST_EXAMPLES = 5
 OWN_PARTS = (
@@ -97,7 +98,7 @@ def verify_adapter(
     if not problems:
         problems += _several("holds numbers that are not finite", _not_finite(found.weights))
     if found.config is None or problems:
-        raise _refused(folder, problems)
+        raise _refused(folder, problems, found.config)
     return _facts(found.config, found)
 
 
@@ -216,10 +217,15 @@ def _links_out(folder: Path) -> list[str]:
 
 
 def _other_base(named: Any, base: str) -> list[str]:
-    """Why the adapter is not for `base`, where both are names that can be compared."""
-    if named == base or not all(_is_public_name(name) for name in (named, base)):
+    """Why the adapter is not for `base`, where both are names that can be compared.
+
+    One model lies on a hub under several owners, so the owner's part of a name does not count.
+    """
+    if not all(_is_public_name(name) for name in (named, base)):
         return []
-    return [f"{CONFIG_FILE}: base_model_name_or_path: made for `{named}`, not for `{base}`"]
+    if named.rpartition("/")[2].lower() == base.rpartition("/")[2].lower():
+        return []
+    return [f"{MADE_FOR} `{named}`, not for `{base}`"]
 
 
 def _is_public_name(name: Any) -> bool:
@@ -304,11 +310,16 @@ def _shortened(lines: list[str]) -> list[str]:
     return [*lines[:MOST_EXAMPLES], *([f"and {more} more of this kind"] if more > 0 else [])]
 
 
-def _refused(folder: Path, problems: list[str]) -> InputError:
+def _refused(folder: Path, problems: list[str], config: dict[str, Any] | None) -> InputError:
+    hint = "get the adapter from its author again, or train it anew with `peftkit finetune`"
+    if config is not None and all(MADE_FOR in problem for problem in problems):
+        base = config["base_model_name_or_path"]
+        hint = (
+            f"`peftkit generate {base} --adapter {folder}` puts it on its own base; "
+            "a base given as a folder is compared by its layers alone"
+        )
     return InputError(
-        f"`{folder}` is not an adapter that peftkit will load",
-        problems=problems,
-        hint="get the adapter from its author again, or train it anew with `peftkit finetune`",
+        f"`{folder}` is not an adapter that peftkit will load", problems=problems, hint=hint
     )
 
 

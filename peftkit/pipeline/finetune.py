@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.adapters.attach import attach, base_only, trainable
+from peftkit.adapters.attach import base_only, trainable
+from peftkit.adapters.stack import attach_over, describe
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
 from peftkit.errors import RunError
@@ -123,8 +124,7 @@ def finetune(
         _say_what_is_there(prepared, watch)
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
-        base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-        model = attach(base.model, recipe.adapter, seed=recipe.seed)
+        model = load_adapted(recipe, setup)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)
@@ -140,9 +140,22 @@ def finetune(
         job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
         take_steps(model, job, requests, watch)
         with requests.deferred("the adapter is saved; its evaluation is left"):
-            save_adapter(model, run.adapter, setup.origin, method=recipe.adapter.method)
+            save_adapter(
+                model,
+                run.adapter,
+                setup.origin,
+                method=recipe.adapter.method,
+                under=describe(setup.below),
+            )
         after = evaluate_all(model, setup, recipe, paths, watch)
         return processes.tell(conclude(run, recipe, setup, before, after))
+
+
+def load_adapted(recipe: Recipe, setup: Setup) -> Any:
+    """The base with the recipe's fresh adapter, above the frozen one it may name."""
+    base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
+    name = setup.origin.name
+    return attach_over(base.model, recipe.adapter, setup.below, seed=recipe.seed, base=name)
 
 
 def _settle(
@@ -169,7 +182,7 @@ def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -
         raise RunError(f"the run began with {PATHS['frozen']}, which is no longer possible: {cut}")
     watch.say(f"computing once what {cut.first} frozen blocks make of the training documents")
     documents = setup.data.train.examples
-    return keep_states(model, documents, cut, base=setup.digest, flat=choices.flat)
+    return keep_states(model, documents, cut, base=setup.standing_on, flat=choices.flat)
 
 
 def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
@@ -185,6 +198,10 @@ def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
 
 
 def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
+    for each in prepared.setup.below:
+        watch.say(
+            f"the new adapter stands on `{each.name}`, and is compared with the base and that"
+        )
     for problem in prepared.damaged:
         watch.say(f"skipped a damaged checkpoint: {problem}")
     for change in prepared.changes:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftkit.adapters.attach import attach, trainable
+from peftkit.adapters.stack import Below, find_below
+from peftkit.adapters.verify import module_shapes
 from peftkit.base.load import load_tokenizer, settle_dtype, shape_of, stop_ids
 from peftkit.base.locate import Origin, digest, locate
 from peftkit.base.machine import choose_device
@@ -37,6 +39,13 @@ class Setup:
     tokenizer: Any
     stops: frozenset[int]
     data: Data
+    below: tuple[Below, ...] = ()
+    """Frozen adapters that the new one stands on, the lowest first."""
+
+    @property
+    def standing_on(self) -> str:
+        """Digest of all that is frozen: the base, and what stands under the new adapter."""
+        return "+".join([self.digest, *(each.facts.sha256 for each in self.below)])
 
     @property
     def dtype(self) -> str:
@@ -69,6 +78,10 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     base, why = settle_dtype(recipe.base, origin, device, frozen=frozen)
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
+    below: tuple[Below, ...] = ()
+    if recipe.adapter.under is not None:
+        shapes = module_shapes(shape_of(origin))
+        below = find_below(recipe.adapter, shapes, base=origin.name)
     return Setup(
         origin=origin,
         digest=digest(origin, weights=recipe.base.weights == "pretrained"),
@@ -78,6 +91,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         tokenizer=tokenizer,
         stops=stops,
         data=prepare_data(recipe.data, tokenizer, stops),
+        below=below,
     )
 
 
