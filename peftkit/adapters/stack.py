@@ -21,7 +21,7 @@ from peftkit.adapters.store import CHANGED_WEIGHTS, CONFIG, NOTE, PEFT_WEIGHTS, 
 from peftkit.adapters.verify import AdapterFacts, verify_adapter
 from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
-from peftkit.recipe.sections.adapter import IN_PLACE
+from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ def find_below(
         RecipeError: there is none at the path, or the new one cannot stand on it.
         InputError: it must not be loaded.
     """
-    if section.under is None:
+    if section.under == NOTHING:
         return ()
     try:
         folder = find_adapter(section.under)
@@ -252,7 +252,7 @@ def _named_by_run(folder: Path) -> str | None:
         named = json.loads(text)["adapter"]["under"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return named if isinstance(named, str) else None
+    return named if isinstance(named, str) and named != NOTHING else None
 
 
 def _digest(folder: Path) -> str:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.config_fields import config_problems
-from peftkit.adapters.expected import OWN_TYPES, Shape, expected_tensors
+from peftkit.adapters.expected import OWN_TYPES, Shape, Turned, Upright, expected_tensors
 from peftkit.adapters.weights_header import (
     FLOAT_BYTES,
     DamagedFileError,
@@ -51,6 +52,11 @@ OWN_PARTS = (
     "modules_to_save",
 )
 """How the parts that an adapter adds to a model begin."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+TIED_COPY = (
+    "a copy that `ensure_weight_tying` made of another tensor, and that would overwrite the weight "
+    "of a base that ties nothing; ask for one saved without it"
+)
 ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -115,7 +121,9 @@ def module_shapes(model: Any) -> dict[str, tuple[int, ...]]:
             continue
         clean = name.replace(".base_layer", "").replace(".original_module", "")
         if isinstance(module, torch.nn.Linear):
-            shapes[clean] = (module.out_features, module.in_features)
+            shapes[clean] = Upright((module.out_features, module.in_features))
+        elif isinstance(module, Conv1D):
+            shapes[clean] = Turned(weight.shape)
         else:
             shapes[clean] = tuple(weight.shape)
     return shapes
@@ -142,7 +150,7 @@ def _by_module(
     if shapes is None:
         return None
     return {
-        name.removesuffix(".weight"): tuple(shape)
+        name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
         if not name.endswith(".bias") and not _part_of_adapter(name)
     }
@@ -244,6 +252,11 @@ def _tensor_problems(
     known = expected.optional | expected.required
     extra = [name for name in present if name not in known]
     like_base = [name for name in extra if _named_like_base(name)]
+    if config.get("ensure_weight_tying"):
+        copies = [name for name in like_base if name.endswith(("lm_head.weight", *EMBEDDINGS))]
+        yield from _several(TIED_COPY, copies)
+        like_base = [name for name in like_base if name not in copies]
+        extra = [name for name in extra if name not in copies]
     yield from _several("is named like a base weight and would overwrite it", like_base)
     yield from _several(
         "does not belong to the adapter", (name for name in extra if name not in like_base)

@@ -16,6 +16,8 @@ MEANINGLESS = (
     ".*is_gradient_checkpointing.* is deprecated.*",
     # Tied embeddings matter to a merge only where they are adapted, and ours are layers of blocks.
     ".*tie_word_embeddings.*",
+    # peft puts it right layer by layer, and the word it writes down is that of the last layer.
+    "fan_in_fan_out is set to .*",
     # Only where an adapter is saved under another name than peft's own, which ours never are.
     "Adapter name .* should not be contained in the prefix.*",
 )

@@ -18,7 +18,7 @@ from peftkit.base.targets import first_trained_block
 from peftkit.data.formats import Encoder
 from peftkit.data.prepare import Data, prepare_data
 from peftkit.fast.refusals import unwrap
-from peftkit.recipe.sections.adapter import IN_PLACE
+from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
@@ -79,7 +79,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
     below: tuple[Below, ...] = ()
-    if recipe.adapter.under is not None:
+    if recipe.adapter.under != NOTHING:
         shapes = module_shapes(shape_of(origin))
         below = find_below(recipe.adapter, shapes, base=origin.name)
     return Setup(

@@ -59,7 +59,9 @@ def _is_path(text: str, folder: Path, at: Names) -> bool:
         return False
     if at == _MODEL:
         return names_a_folder(text, folder)
-    return at == _UNDER or (at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"})
+    if at == _UNDER:
+        return text != "none"
+    return at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"}
 
 
 def names_a_folder(model: str, folder: Path) -> bool:

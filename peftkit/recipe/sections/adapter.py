@@ -38,11 +38,17 @@ Names = Annotated[
 Layers = Literal["all", "upper-half"] | tuple[Annotated[int, Field(ge=0)], ...]
 
 
+NOTHING = "none"
+"""What `under` says where the adapter stands on the base itself."""
+
+
 class MethodSection(Section):
     """What the section of every method may say."""
 
-    under: str | None = None
-    """An adapter folder or a run folder that stays frozen under the new adapter."""
+    under: Annotated[
+        str, Field(min_length=1), Expected("`none`, or an adapter folder or a run folder")
+    ] = NOTHING
+    """An earlier adapter that stays frozen under the new one and is part of the comparison."""
 
 
 class LoraSection(MethodSection):
