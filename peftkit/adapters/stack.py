@@ -200,11 +200,15 @@ def read_note(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"`{path}` is not what was written: {problem!r}") from None
 
 
-def describe(below: Sequence[Below]) -> dict[str, str] | None:
-    """What the note beside a new adapter says: the one right under it, by digest."""
+def describe(below: Sequence[Below]) -> dict[str, Any] | None:
+    """What the note beside a new adapter says: the one right under it, and all, by digest."""
     if not below:
         return None
-    return {"name": below[-1].name, "sha256": below[-1].facts.sha256}
+    every = [
+        {"name": each.name, "sha256": each.facts.sha256, "peft_type": each.facts.peft_type}
+        for each in below
+    ]
+    return {"name": every[-1]["name"], "sha256": every[-1]["sha256"], "all": every}
 
 
 def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:

@@ -41,7 +41,7 @@ def save_adapter(
     origin: Origin,
     *,
     method: str,
-    under: Mapping[str, str] | None = None,
+    under: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the adapter that trains to `folder`, whole or not at all.
 

@@ -1,12 +1,15 @@
 """Adapters above each other and beside each other, from recipes and from the command line."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import peftkit
 from peftkit.cli.main import main
@@ -76,6 +79,32 @@ def test_a_stack_is_compared_with_what_was_there_before(
     assert measured.exit_code == 0, measured.stderr
     found = json.loads(measured.stdout)[str(tmp_path / "test.jsonl")]
     assert found["loss"] == pytest.approx(run.metrics["test"]["loss"], abs=1e-5)
+
+
+def test_the_card_of_a_stack_loads_both(
+    task: Path, domain: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    run = peftkit.finetune(task, out=domain.with_name("task"), set={"train.steps": 4})
+    card = (run.adapter / "README.md").read_text()
+    assert "It was trained above another adapter" in card
+    assert "Base and what was trained before" in run.report.read_text()
+    shutil.copytree(tiny_llama, run.adapter / "path" / "to" / tiny_llama.name)
+    shutil.copytree(domain / "adapter", run.adapter / "path" / "to" / "domain")
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(run.adapter)
+    made: dict[str, Any] = {}
+    exec(lines, made)
+    ids = torch.arange(6, 30)[None]
+    with torch.inference_mode():
+        theirs, ours = (
+            model(ids).logits for model in (made["model"].eval(), open_target(str(run.path)).model)
+        )
+    assert torch.equal(theirs, ours)
+    shutil.rmtree(run.adapter / "path")
+    shown = ask("publish", run.path, "me/task", "--dry-run")
+    assert shown.exit_code == 0, shown.stderr
+    note = run.path / "publish-dry-run" / "under.json"
+    assert json.loads(note.read_text())["name"] == "domain"
 
 
 def test_another_adapter_under_it_is_refused_on_the_way(
