@@ -198,3 +198,13 @@ def test_names_of_adapters_are_checked(tiny_llama: Path, domain: Path, ask: Ask)
     assert target.model.active_adapters == ["chat", "adapter2"]
     with pytest.raises(RecipeError, match="the name `chat` is taken"):
         open_target(str(tiny_llama), [f"chat={domain}", f"chat={domain}"])
+
+
+def test_one_made_for_another_base_is_refused(domain: Path, ask: Ask) -> None:
+    """The base in a folder has no name to compare, and the embedded one has."""
+    path = domain / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "a/b"}))
+    found = ask("generate", "builtin:tiny", "--prompt", "a", "--adapter", domain)
+    assert found.exit_code == 65
+    assert "base_model_name_or_path: made for `a/b`, not for `builtin:tiny`" in found.stderr
+    assert f"`peftkit generate a/b --adapter {domain / 'adapter'}`" in found.stderr
