@@ -23,6 +23,7 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "oft": attach_oft,
     "layernorm": attach_in_place,
     "bitfit": attach_in_place,
+    "head": attach_in_place,
     "top": attach_in_place,
     "full": attach_in_place,
 }

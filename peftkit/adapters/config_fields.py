@@ -218,6 +218,8 @@ _PROMPT: dict[str, Rule] = {
     "modules_to_save": _names,
 }
 
+_OWN: dict[str, Rule] = {"modules_to_save": _names}
+
 FIELDS: dict[str, dict[str, Rule]] = {
     "LORA": {
         **_MATCHING,
@@ -318,11 +320,11 @@ FIELDS: dict[str, dict[str, Rule]] = {
         "dropout": _share,
         "init_weights": _flag,
     },
-    "FULL": {},
-    "HEAD": {},
-    "BITFIT": {},
-    "LAYERNORM": {},
-    "TOP": {},
+    "FULL": _OWN,
+    "HEAD": _OWN,
+    "BITFIT": _OWN,
+    "LAYERNORM": _OWN,
+    "TOP": _OWN,
 }
 
 REQUIRED: dict[str, tuple[str, ...]] = {

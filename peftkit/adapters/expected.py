@@ -86,8 +86,9 @@ def expected_tensors(
     expected = Expected()
     kind = config["peft_type"]
     if kind in OWN_TYPES:
-        _whole_parameters(expected, kind, present, base)
-    elif kind in PROMPT_TYPES:
+        _whole_parameters(expected, config, present, base)
+        return expected
+    if kind in PROMPT_TYPES:
         _prompt(expected, config, base)
     else:
         _per_module(expected, config, present, base)
@@ -298,16 +299,18 @@ def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ..
 
 def _whole_parameters(
     expected: Expected,
-    method: str,
+    config: Config,
     present: Mapping[str, tuple[int, ...]],
     base: Mapping[str, tuple[int, ...]] | None,
 ) -> None:
     """Our own `delta.safetensors`: tensors are named like the base's, and must be the base's."""
+    method = config["peft_type"]
     if not present:
         expected.problems.append("delta.safetensors: holds no tensors")
     for name, size in present.items():
         module, _, kind = name.removeprefix(PREFIX).rpartition(".")
-        if not _may_train(method, module, kind, size):
+        saved = _is_saved(config, module)
+        if not saved and not _may_train(method, module, kind, size):
             continue
         if base is None:
             expected.optional[name] = size
@@ -317,6 +320,11 @@ def _whole_parameters(
             expected.optional[name] = shape if kind == "weight" else (either,)
     if method in ("LAYERNORM", "TOP") and base is not None:
         expected.required |= _left_out(method, present, base)
+    expected.required |= {
+        f"{module}.weight": size
+        for module, size in (base or {}).items()
+        if _is_saved(config, module)
+    }
 
 
 def _may_train(method: str, module: str, kind: str, size: tuple[int, ...]) -> bool:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.adapters.head import choose_head_parameters
 from peftkit.base.targets import count_blocks, final_norm, is_norm, list_blocks
+from peftkit.base.tasks import new_parts
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ LOADED = "_is_hf_initialized"
 def attach_in_place(model: Any, section: AdapterSection) -> Any:
     """The model itself, of whose own parameters those of the method train."""
     chosen = {id(parameter) for parameter in CHOICES[section.method](model, section)}
+    new = [model.get_submodule(name) for name in new_parts(model)]
+    chosen |= {id(parameter) for module in new for parameter in module.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     keep_before(model, (name for name, p in model.named_parameters() if id(p) in chosen))
@@ -125,6 +129,7 @@ def _choose_all(model: Any, _: Any) -> list[Tensor]:
 CHOICES: dict[str, Callable[[Any, Any], list[Tensor]]] = {
     "bitfit": _choose_biases,
     "layernorm": _choose_norms,
+    "head": choose_head_parameters,
     "top": _choose_top,
     "full": _choose_all,
 }

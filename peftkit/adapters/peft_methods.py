@@ -16,6 +16,7 @@ from peftkit.base.targets import (
     linear_layers,
     means,
 )
+from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.base.upstream import quiet
 from peftkit.errors import RecipeError
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from peftkit.recipe.sections.adapter import Ia3Section, LoraSection, OftSection, VeraSection
-
-TASK = "CAUSAL_LM"
 
 
 def attach_lora(model: Any, section: LoraSection) -> Any:
@@ -43,7 +42,6 @@ def attach_lora(model: Any, section: LoraSection) -> Any:
         target_modules=targets,
         layers_to_transform=choose_blocks(model, section.layers),
         fan_in_fan_out=_transposed(layers),
-        task_type=TASK,
     )
     adapted = _put_on(model, config)
     if section.variant == "dora":
@@ -58,7 +56,6 @@ def attach_ia3(model: Any, section: Ia3Section) -> Any:
         target_modules=targets,
         feedforward_modules=inner,
         fan_in_fan_out=_transposed(_targeted(model, targets)),
-        task_type=TASK,
     )
     return _put_on(model, config)
 
@@ -82,7 +79,6 @@ def attach_vera(model: Any, section: VeraSection) -> Any:
         target_modules=targets,
         layers_to_transform=choose_blocks(model, section.layers),
         fan_in_fan_out=_transposed(layers),
-        task_type=TASK,
     )
     return _put_on(model, config)
 
@@ -99,12 +95,15 @@ def attach_oft(model: Any, section: OftSection) -> Any:
         use_cayley_neumann=False,  # the short series is a rotation only while it has hardly turned
         target_modules=targets,
         layers_to_transform=choose_blocks(model, section.layers),
-        task_type=TASK,
     )
     return _put_on(model, config)
 
 
 def _put_on(model: Any, config: Any) -> Any:
+    """The model with an adapter of that configuration, and with the head that its task needs."""
+    config.task_type = peft_task_of(model)
+    if new := new_parts(model):
+        config.modules_to_save = new
     with quiet():
         return get_peft_model(model, config)
 

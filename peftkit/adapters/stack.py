@@ -18,7 +18,9 @@ from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import forget_before
 from peftkit.adapters.several import TOGETHER, load_beside, use
 from peftkit.adapters.store import CHANGED_WEIGHTS, CONFIG, NOTE, PEFT_WEIGHTS, load_adapter
-from peftkit.adapters.verify import AdapterFacts, verify_adapter
+from peftkit.adapters.task_file import restore_head
+from peftkit.adapters.verify import AdapterFacts, module_shapes, verify_adapter
+from peftkit.base.tasks import new_parts
 from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
@@ -82,14 +84,12 @@ def find_adapter(name: str) -> Path:
     return found
 
 
-def find_below(
-    section: AdapterSection, shapes: Mapping[str, tuple[int, ...]], *, base: str
-) -> tuple[Below, ...]:
+def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below, ...]:
     """Every adapter that will stand under the new one, the lowest first, each one verified.
 
     Args:
         section: of the new adapter.
-        shapes: weight shape of each module of the base.
+        model: the base, with or without memory for its weights.
         base: name of the base.
 
     Raises:
@@ -102,10 +102,13 @@ def find_below(
         folder = find_adapter(section.under)
     except RecipeError as problem:
         raise RecipeError(f"adapter.under: {problem.message}", hint=problem.hint) from None
-    below = tuple(Below(each, verify_adapter(each, shapes, base=base)) for each in expand(folder))
-    for each in below:
-        _refuse_other_kinds(section, each)
-    return below
+    below = []
+    for each in expand(folder):
+        restore_head(model, each)
+        below.append(Below(each, verify_adapter(each, module_shapes(model), base=base)))
+        _refuse_other_kinds(section, below[-1])
+        _refuse_two_heads(model, below[-1])
+    return tuple(below)
 
 
 def attach_over(
@@ -228,6 +231,19 @@ def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
         raise RecipeError(
             f"adapter.method: {section.method} cannot stand on an adapter of kind {kind}",
             hint=works if kind in TOGETHER else other,
+        )
+
+
+def _refuse_two_heads(model: Any, below: Below) -> None:
+    """Say where both would bring a module along whole: of such only one can act."""
+    config = json.loads((below.folder / CONFIG).read_text(encoding="utf-8"))
+    saved = config.get("modules_to_save") or ()
+    twice = [] if below.own else sorted(set(new_parts(model)) & set(saved))
+    if twice:
+        raise RecipeError(
+            f"adapter.under: it brings `{twice[0]}` along, and so would the new adapter: only one "
+            "of the two can act",
+            hint="`--set adapter.under=none`, or stand on an adapter that was trained on text",
         )
 
 

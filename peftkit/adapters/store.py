@@ -12,8 +12,10 @@ from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.several import acting, load_beside, use
+from peftkit.adapters.task_file import restore_head, write_task
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.adapters.weights_file import write_weights
+from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.base.upstream import quiet
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
@@ -64,7 +66,8 @@ def save_adapter(
             _save_config(model, building, origin)
         else:
             write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
-            _save_own_config(building, origin, method)
+            _save_own_config(model, building, origin, method)
+        write_task(model, building)
         if under is not None:
             (building / NOTE).write_text(json.dumps(under, indent=2) + "\n", encoding="utf-8")
 
@@ -80,6 +83,7 @@ def load_adapter(
         name: what peft shall call it.
         base: name of the base, where it is known: an adapter made for another one is refused.
     """
+    restore_head(model, folder)
     facts = verify_adapter(folder, module_shapes(model), base=base)
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
@@ -103,14 +107,16 @@ def _save_config(model: PeftModel, folder: Path, origin: Origin) -> None:
     config.save_pretrained(str(folder))
 
 
-def _save_own_config(folder: Path, origin: Origin, method: str) -> None:
-    values = {
+def _save_own_config(model: Any, folder: Path, origin: Origin, method: str) -> None:
+    values: dict[str, Any] = {
         "peft_type": method.upper(),
-        "task_type": "CAUSAL_LM",
+        "task_type": peft_task_of(model),
         "base_model_name_or_path": origin.name,
         "revision": origin.commit,
         "inference_mode": True,
     }
+    if new := new_parts(model):
+        values["modules_to_save"] = new
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 

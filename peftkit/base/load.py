@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from peftkit.base.dtype import DTYPES, choose_dtype
 from peftkit.base.finite import first_not_finite
 from peftkit.base.locate import GENERATION, Origin, locate, read_json
+from peftkit.base.tasks import (
+    model_class,
+    note_missing,
+    note_task,
+    settle_config,
+)
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
@@ -31,10 +37,7 @@ class Base:
     @property
     def pad_id(self) -> int:
         """An id for positions that nothing looks at."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if candidate is not None:
-                return int(candidate)
-        return 0
+        return pad_id_of(self.tokenizer)
 
     @property
     def window(self) -> int | None:
@@ -59,14 +62,17 @@ def load_base(
     origin = origin or locate(section)
     if section.dtype == "auto":
         section, _ = settle_dtype(section, origin, device)
-    dtype = DTYPES[section.dtype]
-    with quiet():
+    tokenizer = load_tokenizer(origin)
+    config = _task_config(section, origin, tokenizer)
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # of what no checkpoint holds: all weights, or those of a new head
         if section.weights == "random":
-            model = _random_model(origin, dtype, seed)
+            model = _built(section, origin, config, dtype=DTYPES[section.dtype])
         else:
-            model = _pretrained_model(origin, dtype)
+            model = _pretrained_model(section, origin, config)
+    note_task(model, section.task, () if section.labels == "auto" else section.labels)
     model.requires_grad_(requires_grad=False).eval().to(device)
-    return Base(model=model, tokenizer=load_tokenizer(origin), origin=origin)
+    return Base(model=model, tokenizer=tokenizer, origin=origin)
 
 
 def load_tokenizer(origin: Origin) -> Any:
@@ -80,10 +86,40 @@ def load_tokenizer(origin: Origin) -> Any:
         ) from None
 
 
-def shape_of(origin: Origin) -> Any:
+def shape_of(section: BaseSection, origin: Origin) -> Any:
     """The model without memory for its weights, for planning."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(_config(origin))
+        return _built(section, origin, _task_config(section, origin, None))
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """An id for positions that nothing looks at."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def _task_config(section: BaseSection, origin: Origin, tokenizer: Any | None) -> Any:
+    labels = () if section.labels == "auto" else section.labels
+    pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
+    return settle_config(_config(origin), section.task, labels, pad_id)
+
+
+def _built(section: BaseSection, origin: Origin, config: Any, **how: Any) -> Any:
+    try:
+        return model_class(section.task).from_config(config, **how)
+    except ValueError:
+        raise _cannot(section, origin, config) from None
+
+
+def _cannot(section: BaseSection, origin: Origin, config: Any) -> InputError:
+    return InputError(
+        f"base.task: transformers has no {section.task} model for `{origin.name}`, "
+        f"a {config.model_type} base",
+        hint="a decoder does causal-lm, an encoder masked-lm, T5 and its kin seq2seq; most do the "
+        "tasks with labels",
+    )
 
 
 def _config(origin: Origin) -> Any:
@@ -99,18 +135,15 @@ def _config(origin: Origin) -> Any:
         raise InputError(f"`{origin.name}/config.json` makes no model: {reason}") from None
 
 
-def _random_model(origin: Origin, dtype: torch.dtype, seed: int) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(_config(origin), dtype=dtype)
-
-
-def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
-    _config(origin)
+def _pretrained_model(section: BaseSection, origin: Origin, config: Any) -> Any:
+    kind = model_class(section.task)
+    if type(config) not in kind._model_mapping:
+        raise _cannot(section, origin, config)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             origin.folder,
-            dtype=dtype,
+            config=config,
+            dtype=DTYPES[section.dtype],
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -121,11 +154,7 @@ def _pretrained_model(origin: Origin, dtype: torch.dtype) -> Any:
             hint="its weights may be damaged; compare their sizes with the original's",
         ) from None
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"`{origin.name}` lacks {len(missing)} tensors of its own model, e.g. `{missing[0]}`",
-            hint="with made-up values in their place every result would be wrong",
-        )
+    note_missing(model, report["missing_keys"], section.task, origin.name)
     if name := first_not_finite(model.named_parameters()):
         raise InputError(
             f"`{origin.name}` holds numbers that are not finite, e.g. in `{name}`",

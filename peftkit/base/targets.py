@@ -6,21 +6,25 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from peftkit.base.tasks import new_parts
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 BLOCK = re.compile(r"\.(\d+)\.")
 KEYS_AND_VALUES = (
     *("k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value"),
-    *("attention.key", "attention.value", "att_proj", "Wqkv"),
+    *("attention.key", "attention.value", "att_proj", "Wqkv", "self.key", "self.value"),
+    *("key_proj", "value_proj", "k_lin", "v_lin", "SelfAttention.k", "SelfAttention.v"),
+    *("EncDecAttention.k", "EncDecAttention.v"),
 )
 """What families call the layers that make keys and values, some of them with the queries."""
 LAST_OF_MLP = (
     *("down_proj", "mlp.c_proj", "fc2", "dense_4h_to_h", "fc_out", "mlp.w2", "mlp.dense_4h_to_h"),
+    *("mlp.Wo", "DenseReluDense.wo", "ffn.lin2", "layer.{}.output.dense"),
 )
-"""What families call the last layer of an MLP."""
+"""What families call the last layer of an MLP; `{}` is the number of its block."""
 READ_DIRECTLY = {
     **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
     **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h"), ("out_proj",)),
@@ -51,7 +55,8 @@ def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
     read = READ_DIRECTLY.get(model.config.model_type, ())
     leaves = sorted({name.rsplit(".", 1)[-1] for name in layers} - set(read))
     if tuple(wanted) == ("all-linear",):
-        return leaves
+        gates = {name.rsplit(".", 1)[-1] for name, layer in layers.items() if _is_gate(layer)}
+        return [leaf for leaf in leaves if leaf not in gates]
     problems = []
     for name in wanted:
         if name.rsplit(".", 1)[-1] in read:
@@ -73,6 +78,27 @@ def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
     return sorted(set(wanted))
 
 
+def _is_gate(layer: Any) -> bool:
+    """Whether a layer gives one number, which no low rank can make smaller."""
+    return getattr(layer, "out_features", 2) == 1
+
+
+def explain_experts(model: Any) -> str | None:
+    """Which weights of a mixture of experts no layer adapter reaches; None for other bases."""
+    fused = {
+        name.rpartition(".")[2]: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and "expert" in name
+    }
+    if not fused:
+        return None
+    held = ", ".join(f"`{name}` {shape}" for name, shape in sorted(fused.items()))
+    return (
+        f"the experts of this base are single tensors, not layers ({held} a block): adapters go on "
+        "attention and on shared experts; `full` and `top` train the experts too"
+    )
+
+
 def choose_attention_and_mlp(
     model: Any, targets: str | Sequence[str], inner: str | Sequence[str]
 ) -> tuple[list[str], list[str]]:
@@ -84,7 +110,8 @@ def choose_attention_and_mlp(
             name for group in (KEYS_AND_VALUES, LAST_OF_MLP) for name in _known_names(model, group)
         )
     if inner == "auto":
-        return chosen, [name for name in chosen if any(means(one, name) for one in LAST_OF_MLP)]
+        last = list(_by_block(model, LAST_OF_MLP))
+        return chosen, [name for name in chosen if any(means(one, name) for one in last)]
     if strange := sorted(set(inner) - set(chosen)):
         raise RecipeError(
             f"adapter.feedforward: `{strange[0]}` is none of the targets",
@@ -95,7 +122,8 @@ def choose_attention_and_mlp(
 
 def _known_names(model: Any, group: Sequence[str]) -> list[str]:
     layers = linear_layers(model)
-    found = [name for name in group if any(means(name, full) for full in layers)]
+    named = _by_block(model, group)
+    found = [name for name in named if any(means(name, full) for full in layers)]
     if not found:
         leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
         raise RecipeError(
@@ -103,6 +131,15 @@ def _known_names(model: Any, group: Sequence[str]) -> list[str]:
             hint=f"name those to scale; this base has: {', '.join(leaves)}",
         )
     return found
+
+
+def _by_block(model: Any, names: Sequence[str]) -> Iterator[str]:
+    """The names, one for each block where a name has its number in it."""
+    for name in names:
+        if "{}" in name:
+            yield from (name.format(number) for number in range(count_blocks(model)))
+        else:
+            yield name
 
 
 def means(wanted: str, name: str) -> bool:
@@ -129,7 +166,8 @@ def first_trained_block(model: Any, plain: Any) -> int:
         model: with its adapter.
         plain: the transformers model inside, which may be the same.
     """
-    above = {id(parameter) for parameter in plain.get_output_embeddings().parameters()}
+    heads = [plain.get_output_embeddings(), *(plain.get_submodule(n) for n in new_parts(plain))]
+    above = {id(p) for head in heads if head is not None for p in head.parameters()}
     above -= {id(parameter) for parameter in plain.get_input_embeddings().parameters()}
     if (norm := final_norm(plain)) is not None:
         above |= {id(parameter) for parameter in norm.parameters()}

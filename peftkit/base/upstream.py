@@ -26,13 +26,15 @@ MEANINGLESS = (
 @contextmanager
 def quiet() -> Iterator[None]:
     """Known meaningless warnings and bars of transformers and peft are not shown inside."""
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # it reports a new head as a table of missing weights
     try:
         with warnings.catch_warnings():
             for message in MEANINGLESS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -37,6 +37,8 @@ PLAIN: dict[str, Any] = {
     "source": pa.string(),
     "format": pa.string(),
     "cut": pa.int64(),
+    "parts": pa.list_(pa.int64()),
+    "labels": pa.list_(pa.string()),
 }
 """The other fields of an `Example`, in its order."""
 SCHEMA = pa.schema(
@@ -44,6 +46,8 @@ SCHEMA = pa.schema(
 )
 SHARED = ("source", "format")
 """Of few different values, each kept once in memory."""
+TUPLES = ("parts", "labels")
+"""Short lists, empty for most tasks."""
 NOT_TAKEN = b"not_taken"
 BATCH_ROWS = 4096
 
@@ -113,5 +117,7 @@ def _arrays_of(column: Any) -> list[NDArray[Any]]:
 
 
 def _values_of(name: str, column: Any) -> list[Any]:
+    if name in TUPLES:
+        return [tuple(value) for value in column.to_pylist()]
     values: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
     return [sys.intern(value) for value in values] if name in SHARED else values

@@ -11,6 +11,8 @@ import torch
 
 from peftkit.data.example import IGNORED, Example
 from peftkit.data.packing import pack
+from peftkit.data.padded import pad_rows
+from peftkit.data.task import CAUSAL, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-TENSORS = ("inputs", "targets", "positions", "trained")
+TENSORS = ("inputs", "targets", "positions", "trained", "mask", "types")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class Batch:
 
     All are (rows, time). `targets` are already shifted: position t holds token t + 1, or `IGNORED`.
     Padding stands after the tokens, where causal attention never looks, so no mask is needed.
+
+    Other tasks have a mask, and targets of their own: a class a row, a tag a token, what a decoder
+    writes, or the number of the row that an anchor belongs to.
     """
 
     inputs: Tensor
@@ -42,6 +47,10 @@ class Batch:
     trained: Tensor | None = None
     """Where targets are to be predicted, in the flattened batch; known here, so that a GPU is not
     waited for to find out how many there are."""
+    task: Task = CAUSAL
+    mask: Tensor | None = None
+    types: Tensor | None = None
+    """1 for the tokens of a second text, where the base is told."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; a GPU gets it while the host goes on."""
@@ -76,6 +85,7 @@ class Layout:
     """
     micro_tokens: int = 0
     """Most tokens of a flat row, or those of the update's longest document where it has more."""
+    task: Task = CAUSAL
 
 
 def stream_updates(
@@ -97,18 +107,31 @@ def stream_updates(
     while True:
         places = range(number * rows, (number + 1) * rows)
         documents = [examples[_at(p, len(examples), seed)] for p in places]
-        yield make_update(documents, layout, part=part, parts=parts)
+        draws = [(seed, place) for place in places] if layout.task.name == "masked-lm" else ()
+        yield make_update(documents, layout, part=part, parts=parts, draws=draws)
         number += 1
 
 
 def make_update(
-    documents: Sequence[Example], layout: Layout, *, part: int = 0, parts: int = 1
+    documents: Sequence[Example],
+    layout: Layout,
+    *,
+    part: int = 0,
+    parts: int = 1,
+    draws: Sequence[Sequence[int]] = (),
 ) -> Update:
-    """One update from its documents: flat, packed or one a row, in micro-batches."""
+    """One update from its documents: flat, packed or one a row, in micro-batches.
+
+    What a masked language model must predict follows from `draws`, one for each document.
+    """
     lengths = [document.length for document in documents]
-    own = [documents[index] for index in divide(lengths, parts)[part]]
-    batches = _lay_out(own, layout) if own else []
-    trained = sum(document.trained_tokens for document in documents)
+    indices = divide(lengths, parts)[part]
+    own = [documents[index] for index in indices]
+    if layout.task.packs:
+        batches = _lay_out(own, layout) if own else []
+    else:
+        batches = _pad_all(own, layout, [draws[index] for index in indices] if draws else ())
+    trained = sum(layout.task.count(document) for document in documents)
     return Update(tuple(batches), trained, sum(lengths))
 
 
@@ -144,6 +167,34 @@ def flatten(documents: Sequence[Example]) -> Batch:
     """Documents end to end in one row, with their lengths and no padding."""
     row = collate([documents], pad_id=0)
     return replace(row, lengths=tuple(document.length for document in documents))
+
+
+def collate_task(
+    documents: Sequence[Example], task: Task, pad_id: int, draws: Sequence[Sequence[int]] = ()
+) -> Batch:
+    """One document a row, with the goals of its task; what is hidden follows from the document."""
+    if task.packs:
+        return collate([[document] for document in documents], pad_id)
+    fixed = draws or [[int(document.digest[:15] or "0", 36)] for document in documents]
+    return Batch(**pad_rows(documents, task, pad_id, fixed))
+
+
+def _pad_all(
+    documents: Sequence[Example], layout: Layout, draws: Sequence[Sequence[int]]
+) -> list[Batch]:
+    """Micro-batches of like lengths, so that little of them is padding."""
+    order = sorted(range(len(documents)), key=lambda index: (documents[index].length, index))
+    starts = range(0, len(order), layout.micro_rows)
+    groups = [order[start : start + layout.micro_rows] for start in starts]
+    return [
+        collate_task(
+            [documents[index] for index in group],
+            layout.task,
+            layout.pad_id,
+            [draws[index] for index in group] if draws else (),
+        )
+        for group in groups
+    ]
 
 
 def collate(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:

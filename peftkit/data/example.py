@@ -43,6 +43,10 @@ class Example:
     format: str = "text"
     cut: int = 0
     """Tokens that `too_long: truncate` took off."""
+    parts: tuple[int, ...] = ()
+    """Tokens of each text in it, where a task tells several apart: source and target, say."""
+    labels: tuple[str, ...] = ()
+    """Of the row, or of each token that carries loss; a number as text where one is asked for."""
 
     @property
     def key(self) -> str:

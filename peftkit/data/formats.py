@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peftkit.data.chat import ChatError, encode_chat
-from peftkit.data.example import LONE_SURROGATE, Example
+from peftkit.data.draft import Draft, Encoder, UnusableError, words
+from peftkit.data.example import Example
+from peftkit.data.labelled import (
+    read_alike,
+    read_classified,
+    read_source_and_target,
+    read_tagged,
+)
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +30,9 @@ COLUMNS = {
     "chat": ("messages",),
     "instruction": ("instruction", "output"),
     "completion": ("prompt", "completion"),
+    "classification": ("text", "label"),
+    "tokens": ("tokens", "tags"),
+    "similar": ("anchor", "positive"),
     "text": ("text",),
 }
 """Columns each format needs, most telling first; `auto` takes the first that all are there."""
@@ -29,47 +40,40 @@ PLAIN_INSTRUCTION = "### Instruction:\n{0}\n\n### Response:\n"
 """How an instruction is put to a base that has no chat template."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """A tokenizer, the ids that end an answer, and the length policy."""
-
-    tokenizer: Any
-    stops: frozenset[int]
-    max_length: int
-    too_long: str
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of `text`, with the tokenizer's own additions only if asked for."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special, verbose=False)[
-            "input_ids"
-        ]
-        return ids
-
-
 def build_examples(
     rows: Iterable[Row], given: str, source: str, encoder: Encoder, intake: Intake
 ) -> Iterator[Example]:
     """Examples of one source, in row order; rows that cannot be used go to `intake`."""
+    readers = READERS[encoder.task]
+    if given != "auto" and given not in readers:
+        raise InputError(
+            f"data: format `{given}` is not for `base.task: {encoder.task}`",
+            hint=f"formats that are: {', '.join(readers)}",
+        )
     fitting = 0
     for row in rows:
-        kind = detect_format(row) if given == "auto" else given
+        kind = detect_format(row, encoder.task) if given == "auto" else given
         if kind is None and not fitting:  # the first row already: the source is wrong, not the row
-            raise _no_format(row, source)
+            raise _no_format(row, source, readers)
         why = _misfit(row, kind)
         if kind is None or why:
             intake.refuse(row.where, why)
             continue
         fitting += 1
         try:
-            draft = FORMATS[kind](row, encoder)
+            draft = readers[kind](row, encoder)
             yield from _within_length(draft, row, Origin(source, kind), encoder, intake)
-        except (_UnusableError, ChatError) as problem:
+        except (UnusableError, ChatError) as problem:
             intake.refuse(row.where, str(problem))
 
 
-def detect_format(row: Row) -> str | None:
-    """The first format whose columns the row has, if there is one."""
-    kinds = (kind for kind, names in COLUMNS.items() if all(name in row.values for name in names))
+def detect_format(row: Row, task: str = "causal-lm") -> str | None:
+    """The first of a task's formats whose columns the row has, if there is one."""
+    kinds = (
+        kind
+        for kind, names in COLUMNS.items()
+        if kind in READERS[task] and all(name in row.values for name in names)
+    )
     return next(kinds, None)
 
 
@@ -82,12 +86,13 @@ def _misfit(row: Row, kind: str | None) -> str:
     return f"format `{kind}` needs column `{missing}`; the row has {has}" if missing else ""
 
 
-def _no_format(row: Row, source: str) -> InputError:
-    wanted = "; ".join(f"{kind}: {', '.join(columns)}" for kind, columns in COLUMNS.items())
+def _no_format(row: Row, source: str, readers: Iterable[str]) -> InputError:
+    wanted = "; ".join(f"{kind}: {', '.join(COLUMNS[kind])}" for kind in readers)
+    first = COLUMNS[next(iter(readers))][0] if "completion" not in readers else "prompt"
     return InputError(
         f"{row.where}: {_misfit(row, None)}",
         problems=[f"expected {wanted}"],
-        hint=f"`columns: {{prompt: {next(iter(row.values), 'question')}}}` under `{source}` "
+        hint=f"`columns: {{{first}: {next(iter(row.values), 'question')}}}` under `{source}` "
         "renames a column",
     )
 
@@ -100,76 +105,44 @@ class Origin:
     format: str
 
 
-class _UnusableError(ValueError):
-    """A row that has the columns but not the content."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    """Tokens of one row before the length policy."""
-
-    ids: list[int]
-    trained: list[bool]
-    text: str
-    prompt_tokens: int = 0
-    prompt: str = ""
-    answer: str | None = None
-    plain: bool = False
-
-
-def _words(row: Row, column: str, *, may_be_empty: bool = False) -> str:
-    value = row.values.get(column, "")
-    if value is None and may_be_empty:
-        return ""
-    if not isinstance(value, str):
-        raise _UnusableError(f"column `{column}`: expected text, got `{str(value)[:40]}`")
-    if not value.strip() and not may_be_empty:
-        raise _UnusableError(f"column `{column}` is empty")
-    if half := LONE_SURROGATE.search(value):
-        raise _UnusableError(f"column `{column}` holds half a character (U+{ord(half[0]):04X})")
-    return value
-
-
-def _from_text(row: Row, encoder: Encoder) -> _Draft:
-    text = _words(row, "text")
+def _from_text(row: Row, encoder: Encoder) -> Draft:
+    text = words(row, "text")
     ids = encoder.encode(text, special=True)
     end = encoder.tokenizer.eos_token_id
     if end is not None and ids[-1:] != [end]:
         ids = [*ids, end]
-    return _Draft(ids, [False, *[True] * (len(ids) - 1)], text, plain=True)
+    return Draft(ids, [False, *[True] * (len(ids) - 1)], text, plain=True)
 
 
-def _from_completion(row: Row, encoder: Encoder) -> _Draft:
-    prompt = _words(row, "prompt", may_be_empty=True)
-    return _prompted(prompt, prompt, _words(row, "completion"), encoder)
+def _from_completion(row: Row, encoder: Encoder) -> Draft:
+    prompt = words(row, "prompt", may_be_empty=True)
+    return _prompted(prompt, prompt, words(row, "completion"), encoder)
 
 
-def _from_instruction(row: Row, encoder: Encoder) -> _Draft:
-    asked = _words(row, "instruction")
-    if given := _words(row, "input", may_be_empty=True).strip():
+def _from_instruction(row: Row, encoder: Encoder) -> Draft:
+    asked = words(row, "instruction")
+    if given := words(row, "input", may_be_empty=True).strip():
         asked = f"{asked}\n\n{given}"
-    answer = _words(row, "output")
+    answer = words(row, "output")
     if encoder.tokenizer.chat_template is None:
         return _prompted(PLAIN_INSTRUCTION.format(asked), asked, answer, encoder)
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return _from_turns(turns, encoder)
 
 
-def _from_chat(row: Row, encoder: Encoder) -> _Draft:
+def _from_chat(row: Row, encoder: Encoder) -> Draft:
     turns = row.values["messages"]
     if not isinstance(turns, list | tuple) or not turns:
-        raise _UnusableError(
-            f"column `messages`: expected a list of turns, got `{str(turns)[:40]}`"
-        )
+        raise UnusableError(f"column `messages`: expected a list of turns, got `{str(turns)[:40]}`")
     return _from_turns(list(turns), encoder)
 
 
-def _from_turns(turns: list[Any], encoder: Encoder) -> _Draft:
+def _from_turns(turns: list[Any], encoder: Encoder) -> Draft:
     chat = encode_chat(turns, encoder.tokenizer, encoder.stops)
     last = turns[-1]["role"] == "assistant"
     shown = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
     asked = turns[:-1] if last else turns
-    return _Draft(
+    return Draft(
         chat.ids,
         chat.trained,
         shown,
@@ -179,7 +152,7 @@ def _from_turns(turns: list[Any], encoder: Encoder) -> _Draft:
     )
 
 
-def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> _Draft:
+def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> Draft:
     before = encoder.encode(prompt, special=True)
     end = encoder.tokenizer.eos_token_id
     if before[-1:] == [end] and len(before) > 1:  # the tokenizer closed a text that goes on
@@ -187,33 +160,59 @@ def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> _Draft:
     after = encoder.encode(answer) + ([] if end is None else [end])
     trained = [False] * len(before) + [True] * len(after)
     trained[0] = False
-    return _Draft(before + after, trained, f"{shown}\n{answer}", len(before), shown, answer.strip())
+    return Draft(before + after, trained, f"{shown}\n{answer}", len(before), shown, answer.strip())
 
 
-FORMATS = {
-    "chat": _from_chat,
-    "instruction": _from_instruction,
-    "completion": _from_completion,
-    "text": _from_text,
+def _from_passage(row: Row, encoder: Encoder) -> Draft:
+    """Text of which tokens will be hidden, without what the tokenizer adds to each piece."""
+    text = words(row, "text")
+    ids = encoder.encode(text)
+    return Draft(ids, [True] * len(ids), text, plain=True)
+
+
+Reader = Callable[["Row", Encoder], Draft]
+ANSWERED: dict[str, Reader] = {
+    "completion": read_source_and_target,
+    "instruction": read_source_and_target,
 }
+CLASSIFIED: dict[str, Reader] = {"classification": read_classified}
+READERS: dict[str, dict[str, Reader]] = {
+    "causal-lm": {
+        "chat": _from_chat,
+        "instruction": _from_instruction,
+        "completion": _from_completion,
+        "text": _from_text,
+    },
+    "masked-lm": {"text": _from_passage},
+    "seq2seq": ANSWERED,
+    "classification": CLASSIFIED,
+    "multi-label": CLASSIFIED,
+    "regression": CLASSIFIED,
+    "token-classification": {"tokens": read_tagged},
+    "embedding": {"similar": read_alike},
+}
+"""What each task reads, by the name of the format."""
 
 
 def _within_length(
-    draft: _Draft, row: Row, origin: Origin, encoder: Encoder, intake: Intake
+    draft: Draft, row: Row, origin: Origin, encoder: Encoder, intake: Intake
 ) -> Iterator[Example]:
     """The draft as examples no longer than allowed; text is cut into pieces, the rest by policy."""
+    if encoder.task == "masked-lm":
+        yield from _wrapped_pieces(draft, row, origin, encoder)
+        return
+    if encoder.task != "causal-lm":
+        yield from _as_read(draft, row, origin, encoder, intake)
+        return
     over = len(draft.ids) - encoder.max_length
     if over > 0 and draft.plain:
         yield from _pieces(draft, row, origin, encoder)
         return
     if over > 0 and encoder.too_long != "truncate":
-        length = f"{len(draft.ids)} tokens, longer than `data.max_length: {encoder.max_length}`"
-        if encoder.too_long == "error":
-            raise _UnusableError(f"{length}; `data.too_long` may say `drop` or `truncate` instead")
-        intake.drop(row.where, length)
+        _refuse_length(len(draft.ids), row, encoder, intake)
         return
     if not any(draft.trained[: encoder.max_length]):
-        raise _UnusableError(f"no token carries loss{' after cutting' if over > 0 else ''}")
+        raise UnusableError(f"no token carries loss{' after cutting' if over > 0 else ''}")
     answered = draft.prompt_tokens < encoder.max_length  # else the cut took the answer off
     yield Example(
         tokens=np.asarray(draft.ids[: encoder.max_length], np.int32),
@@ -230,12 +229,77 @@ def _within_length(
     )
 
 
-def _pieces(draft: _Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterator[Example]:
+def _refuse_length(tokens: int, row: Row, encoder: Encoder, intake: Intake) -> None:
+    length = f"{tokens} tokens, longer than `data.max_length: {encoder.max_length}`"
+    if encoder.too_long == "error":
+        raise UnusableError(f"{length}; `data.too_long` may say `drop` or `truncate` instead")
+    intake.drop(row.where, length)
+
+
+def _as_read(
+    draft: Draft, row: Row, origin: Origin, encoder: Encoder, intake: Intake
+) -> Iterator[Example]:
+    """A draft that was cut as its task needs it, or is too long."""
+    if draft.over:
+        _refuse_length(encoder.max_length + draft.over, row, encoder, intake)
+        return
+    if not any(draft.trained):
+        raise UnusableError("no token carries loss")
+    yield Example(
+        tokens=np.asarray(draft.ids, np.int32),
+        trained=np.asarray(draft.trained, np.bool_),
+        where=row.where,
+        digest=row.digest,
+        text=draft.text,
+        prompt_tokens=draft.prompt_tokens,
+        prompt=draft.prompt,
+        answer=draft.answer,
+        source=origin.source,
+        format=origin.format,
+        cut=draft.cut,
+        parts=draft.parts,
+        labels=draft.labels,
+    )
+
+
+def _wrapped_pieces(draft: Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterator[Example]:
+    """A passage in pieces, each between the tokens with which the tokenizer frames a text."""
+    framed = encoder.encode(draft.text, special=True)
+    extra = len(framed) - len(draft.ids)
+    opening = next((at for at in range(extra + 1) if _holds(framed, draft.ids, at)), None)
+    if opening is None:
+        raise UnusableError("the tokenizer writes the text otherwise between its special tokens")
+    before, after = framed[:opening], framed[opening + len(draft.ids) :]
+    size = encoder.max_length - extra
+    if size < 2:
+        raise UnusableError(f"no text fits into `data.max_length: {encoder.max_length}`")
+    file, _, line = row.where.rpartition(":")
+    for start in range(0, len(draft.ids), size):
+        piece = draft.ids[start : start + size]
+        text = encoder.tokenizer.decode(piece, skip_special_tokens=True)
+        whole = len(piece) == len(draft.ids)
+        trained = [False] * len(before) + [True] * len(piece) + [False] * len(after)
+        yield Example(
+            tokens=np.asarray(before + piece + after, np.int32),
+            trained=np.asarray(trained, np.bool_),
+            where=row.where if whole else f"{file}:{line}+{start}",
+            digest=row.digest if whole else hashlib.sha256(text.encode()).hexdigest(),
+            text=draft.text if whole else text,
+            source=origin.source,
+            format=origin.format,
+        )
+
+
+def _holds(whole: list[int], part: list[int], at: int) -> bool:
+    return whole[at : at + len(part)] == part
+
+
+def _pieces(draft: Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterator[Example]:
     """A long passage as consecutive pieces; each token is in exactly one of them."""
     file, _, line = row.where.rpartition(":")
     ids, size = draft.ids, encoder.max_length
     if size < 3:
-        raise _UnusableError(f"cannot be cut into pieces of `data.max_length: {size}`")
+        raise UnusableError(f"cannot be cut into pieces of `data.max_length: {size}`")
     starts = [*range(0, len(ids), size), len(ids)]
     if len(ids) - starts[-2] == 1:  # a piece of one token would predict nothing
         starts[-2] -= 1

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.formats import Encoder
 from peftkit.data.leakage import settle_leaks
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
@@ -17,6 +16,7 @@ from peftkit.recipe.sections.data import SplitSection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
     from peftkit.recipe.sections.data import DataSection, SourceSection
 
@@ -52,6 +52,8 @@ class Dataset:
         for example in self.examples:
             total.update(example.tokens.tobytes())
             total.update(example.trained.tobytes())
+            if example.labels:
+                total.update(repr(example.labels).encode())
         return total.hexdigest()
 
     def _of_source(self, source: str) -> dict[str, Any]:
@@ -86,9 +88,8 @@ class Data:
         return {name: found.digest for name, found in sets.items() if found is not None}
 
 
-def prepare_data(section: DataSection, tokenizer: Any, stops: frozenset[int]) -> Data:
+def prepare_data(section: DataSection, encoder: Encoder) -> Data:
     """The training, validation and test sets that the recipe's `data` section names."""
-    encoder = Encoder(tokenizer, stops, section.max_length, section.too_long)
     train = read_set("training", section.train, section.bad_rows, encoder)
     if isinstance(section.validation, SplitSection):
         kept, held = split_rows(train.examples, section.validation.fraction)

@@ -20,7 +20,7 @@ from peftkit.disk.digest import sha256_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from peftkit.data.formats import Encoder
+    from peftkit.data.draft import Encoder
     from peftkit.recipe.sections.data import SourceSection
 
 LIBRARIES = ("jinja2", "pyarrow", "tokenizers", "transformers")
@@ -62,6 +62,7 @@ def make_key(
         "max_length": encoder.max_length,
         "too_long": encoder.too_long,
         "stops": sorted(encoder.stops),
+        "task": [encoder.task, *encoder.labels],
         "tokenizer": tokenizer,
         "code": CODE,
         "versions": [platform.python_version(), *map(version, LIBRARIES)],

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftkit.data.formats import Encoder, build_examples
+from peftkit.data.formats import build_examples
 from peftkit.data.rows import Bad, Intake, find_files, read_rows
 from peftkit.data.token_key import make_key
 from peftkit.disk.cache import cache_limit, entry_folder, make_room, mark_used
@@ -24,6 +24,7 @@ from peftkit.errors import WriteError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
     from peftkit.recipe.sections.data import SourceSection
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from peftkit.diagnose.finding import Finding
+from peftkit.report.wording import UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,13 +32,20 @@ WORTH_MORE = 0.02
 """Nats per token below which a fall is not worth more steps, whatever its share."""
 
 
+def _unit_of(metrics: Mapping[str, Any]) -> str:
+    """What a loss is the mean of."""
+    return UNITS.get(metrics.get("task", "causal-lm"), "row")
+
+
 def check_effect(metrics: Mapping[str, Any]) -> Finding:
     """Whether the adapter changed anything, for better or worse."""
     difference = metrics["difference"]
     where = "test" if "test" in difference else "validation"
     change = difference[where]["loss"]
     figure, low, high = change["change"], change["low"], change["high"]
-    interval = f"{figure:+.3f} nats per token on {where} rows ({low:+.3f} to {high:+.3f})"
+    interval = (
+        f"{figure:+.3f} nats per {_unit_of(metrics)} on {where} rows ({low:+.3f} to {high:+.3f})"
+    )
     if low <= 0 <= high:
         return Finding(
             "no-effect",
@@ -71,7 +79,7 @@ def check_forgetting(metrics: Mapping[str, Any]) -> Finding | None:
         return None
     source = max(rises, key=lambda name: rises[name])
     rise = rises[source]
-    sentence = f"loss on `{source}` went up by {rise:+.3f} nats per token"
+    sentence = f"loss on `{source}` went up by {rise:+.3f} nats per {_unit_of(metrics)}"
     if rise <= FORGETTING:
         return Finding("forgetting", "ok", rise, FORGETTING, sentence)
     return Finding(

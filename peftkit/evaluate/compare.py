@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from peftkit.evaluate.evaluation import Evaluation
@@ -17,6 +16,15 @@ FEWEST = 20
 """Rows below which an interval from resampling is too narrow to be believed."""
 RESAMPLES = 2000
 COVERAGE = 0.95
+SHARES = {
+    "exact_match": "exact match",
+    "accuracy": "accuracy",
+    "exact_set": "the share of rows with all labels right",
+    "all_tags_right": "the share of rows with all tags right",
+    "recall_at_1": "recall of the matching text at rank 1",
+}
+"""Shares of rows that went right, which tell more than a loss, and what they are called."""
+Say = Callable[[Mapping[str, float], int, str], str]
 
 
 def compare(base: Evaluation, adapted: Evaluation, *, seed: int) -> dict[str, dict[str, float]]:
@@ -28,8 +36,8 @@ def compare(base: Evaluation, adapted: Evaluation, *, seed: int) -> dict[str, di
     }
     figures = {"loss": (base.rows.per_token, adapted.rows.per_token)}
     if (before := base.right) is not None and (after := adapted.right) is not None:
-        changes["exact_match"] = ratio_interval(after - before, np.ones_like(after), draws)
-        figures["exact_match"] = (float(before.mean()), float(after.mean()))
+        changes[adapted.metric] = ratio_interval(after - before, np.ones_like(after), draws)
+        figures[adapted.metric] = (float(before.mean()), float(after.mean()))
     return {
         name: {"base": old, "adapted": new, "change": new - old}
         | {"low": changes[name][0], "high": changes[name][1]}
@@ -52,19 +60,21 @@ def ratio_interval(
     return float(low), float(high)
 
 
-def judge(difference: Mapping[str, Mapping[str, Mapping[str, float]]], rows: int) -> dict[str, str]:
+def judge(
+    difference: Mapping[str, Mapping[str, Mapping[str, float]]], rows: int, unit: str = "token"
+) -> dict[str, str]:
     """Whether the adapter helped, and the honest sentence: test rows first, answers before loss."""
     where = "test" if "test" in difference else "validation"
     figures = difference[where]
-    name = "exact_match" if "exact_match" in figures else "loss"
+    name = next((name for name in SHARES if name in figures), "loss")
     change = figures[name]
-    helped = _direction(change, better=1 if name == "exact_match" else -1)
-    if helped == "unclear" and name == "exact_match" and change["change"] == 0:
+    helped = _direction(change, better=-1 if name == "loss" else 1)
+    if helped == "unclear" and name != "loss" and change["change"] == 0:
         name, change = "loss", figures["loss"]  # no answer changed; the loss may still tell
         helped = _direction(change, better=-1)
     if rows < FEWEST:
         helped = "unclear"
-    say = _say_answers if name == "exact_match" else _say_loss
+    say = _say_loss(unit) if name == "loss" else _say_share(SHARES[name])
     opening = {
         "yes": "the adapter helped",
         "no": "the adapter made it worse",
@@ -81,17 +91,23 @@ def _direction(change: Mapping[str, float], *, better: int) -> str:
     return "no" if high < 0 else "unclear"
 
 
-def _say_answers(change: Mapping[str, float], rows: int, where: str) -> str:
-    return (
-        f"exact match on {rows} {where} rows went from {100 * change['base']:.1f} % to "
-        f"{100 * change['adapted']:.1f} % (95 % interval of the change: "
-        f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f} points)"
-    )
+def _say_share(what: str) -> Say:
+    def say(change: Mapping[str, float], rows: int, where: str) -> str:
+        return (
+            f"{what} on {rows} {where} rows went from {100 * change['base']:.1f} % to "
+            f"{100 * change['adapted']:.1f} % (95 % interval of the change: "
+            f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f} points)"
+        )
+
+    return say
 
 
-def _say_loss(change: Mapping[str, float], rows: int, where: str) -> str:
-    return (
-        f"loss per token on {rows} {where} rows went from {change['base']:.3f} to "
-        f"{change['adapted']:.3f} (95 % interval of the change: "
-        f"{change['low']:+.3f} to {change['high']:+.3f})"
-    )
+def _say_loss(unit: str) -> Say:
+    def say(change: Mapping[str, float], rows: int, where: str) -> str:
+        return (
+            f"loss per {unit} on {rows} {where} rows went from {change['base']:.3f} to "
+            f"{change['adapted']:.3f} (95 % interval of the change: "
+            f"{change['low']:+.3f} to {change['high']:+.3f})"
+        )
+
+    return say

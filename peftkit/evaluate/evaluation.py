@@ -1,25 +1,27 @@
-"""One model on one set of rows: losses, and answers where rows have a prompt and a short answer."""
+"""One model on one set of rows: losses, and what it decides or answers where rows expect that."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peftkit.data.task import CAUSAL, Task
 from peftkit.errors import RecipeError
-from peftkit.evaluate.generation import answer_all, is_repetitive, prompt_of, room_for
+from peftkit.evaluate.generation import Answer, answer_all, is_repetitive, prompt_of, room_for
 from peftkit.evaluate.losses import RowLosses, choose_rows, measure_losses
-from peftkit.fast.loss import token_losses
+from peftkit.evaluate.metrics import FIGURES, METRIC, decide, figures_of, hits_of
+from peftkit.evaluate.predictions import predict_all
+from peftkit.fast.loss import each_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from peftkit.data.example import Example
-    from peftkit.evaluate.generation import Answer
     from peftkit.evaluate.losses import LossesFunction
     from peftkit.recipe.sections.evaluate import EvaluateSection
 
@@ -35,10 +37,22 @@ class Evaluation:
     rows: RowLosses
     answers: Sequence[Answer] = ()
     """One a row, or none at all."""
+    task: Task = CAUSAL
+    hits: NDArray[np.float64] | None = None
+    """Of decisions: 1 where a row went right, 0 elsewhere."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What else is measured of decisions."""
+
+    @property
+    def metric(self) -> str:
+        """What the share of rows that went right is called."""
+        return METRIC.get(self.task.name, "exact_match")
 
     @property
     def right(self) -> NDArray[np.float64] | None:
         """1 where the answer is the expected one, 0 elsewhere; None without answers."""
+        if self.task.name in FIGURES:
+            return self.hits
         if not self.answers:
             return None
         pairs = zip(self.examples, self.answers, strict=True)
@@ -48,6 +62,9 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """What `metrics.json` says of this set."""
         loss = self.rows.per_token
+        if self.task.name in FIGURES:
+            share = {} if self.right is None else {self.metric: float(self.right.mean())}
+            return {"rows": len(self.examples), "loss": loss, **share, **self.figures}
         figures: dict[str, Any] = {
             "rows": len(self.examples),
             "tokens": int(self.rows.tokens.sum()),
@@ -57,13 +74,13 @@ class Evaluation:
             "perplexity": math.exp(min(loss, 700.0)),
         }
         if (right := self.right) is not None:
-            figures["exact_match"] = float(right.mean())
+            figures[self.metric] = float(right.mean())
             figures["stopped"] = float(np.mean([answer.stopped for answer in self.answers]))
             figures["repetitive"] = float(np.mean([is_repetitive(a.text) for a in self.answers]))
         return figures
 
 
-def evaluate_set(
+def evaluate_set(  # noqa: PLR0913 - what a figure depends on, and nothing besides
     model: Any,
     examples: Sequence[Example],
     tokenizer: Any,
@@ -71,16 +88,34 @@ def evaluate_set(
     *,
     pad_id: int,
     stops: frozenset[int],
-    losses_of: LossesFunction = token_losses,
+    losses_of: LossesFunction = each_loss,
+    task: Task = CAUSAL,
 ) -> Evaluation:
     """The model on the chosen rows of a set, the same rows whichever model it is."""
     chosen = choose_rows(examples, section.rows)
-    rows = measure_losses(model, chosen, tokenizer, pad_id, losses_of=losses_of)
+    if task.name in FIGURES:
+        return _evaluate_decisions(model, chosen, task, pad_id)
+    rows = measure_losses(model, chosen, tokenizer, pad_id, losses_of=losses_of, task=task)
     if not wants_answers(chosen, section):
-        return Evaluation(chosen, rows)
+        return Evaluation(chosen, rows, task=task)
     prompts = [prompt_of(example) for example in chosen]
     answers = answer_all(model, prompts, tokenizer, stops=stops, room=room_for(chosen))
-    return Evaluation(chosen, rows, answers)
+    return Evaluation(chosen, rows, answers, task)
+
+
+def _evaluate_decisions(
+    model: Any, examples: Sequence[Example], task: Task, pad_id: int
+) -> Evaluation:
+    found = predict_all(model, examples, task, pad_id)
+    counts = np.array([task.count(example) for example in examples], np.int64)
+    return Evaluation(
+        examples,
+        RowLosses(found.losses, counts, np.zeros_like(counts)),
+        [Answer(text, 0, stopped=True) for text in decide(found, examples, task)],
+        task,
+        hits_of(found, examples, task),
+        figures_of(found, examples, task),
+    )
 
 
 def wants_answers(examples: Sequence[Example], section: EvaluateSection) -> bool:

@@ -51,7 +51,9 @@ def answer_all(
         max_new_tokens=_within_window(model, prompts, room),
         eos_token_id=sorted(stops) or None,
         pad_token_id=next(iter(sorted(stops)), 0),
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
+    reads_apart = model.config.is_encoder_decoder  # then what it writes stands alone
     answers: dict[int, Answer] = {}
     lengths = [len(prompt) + room for prompt in prompts]
     for indices in batches_by_length(lengths, BATCH_TOKENS):
@@ -65,7 +67,8 @@ def answer_all(
                 generation_config=config,
                 **mixed,
             )
-        for index, row in zip(indices, produced[:, inputs.shape[1] :].tolist(), strict=True):
+        start = 1 if reads_apart else inputs.shape[1]
+        for index, row in zip(indices, produced[:, start:].tolist(), strict=True):
             answers[index] = _read(row, tokenizer, stops)
     return [answers[index] for index in range(len(prompts))]
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from peftkit.data.batch import collate
-from peftkit.fast.loss import token_losses
+from peftkit.data.batch import collate_task
+from peftkit.data.task import CAUSAL, Task
+from peftkit.fast.loss import each_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from peftkit.data.example import Example
 
     LossesFunction = Callable[[Any, Batch], Tensor]
-    """Losses of each position of a batch: the plain ones, or a fast path that equals them."""
+    """The losses of each row of a batch: the plain ones, or a fast path that equals them."""
 
 BATCH_TOKENS = 4096
 """Padded tokens a forward pass; memory stays far below a training step's."""
@@ -61,18 +62,19 @@ def measure_losses(
     tokenizer: Any,
     pad_id: int,
     *,
-    losses_of: LossesFunction = token_losses,
+    losses_of: LossesFunction = each_loss,
+    task: Task = CAUSAL,
 ) -> RowLosses:
     """Loss of every example on its trained tokens, with the model as it stands."""
     model.eval()
     device = next(model.parameters()).device
     losses = np.zeros(len(examples), np.float64)
     for indices in batches_by_length([example.length for example in examples], BATCH_TOKENS):
-        batch = collate([[examples[index]] for index in indices], pad_id).to(device)
+        batch = collate_task([examples[index] for index in indices], task, pad_id).to(device)
         losses[indices] = losses_of(model, batch).double().sum(dim=1).cpu().numpy()
     return RowLosses(
         losses,
-        np.array([example.trained_tokens for example in examples], np.int64),
+        np.array([task.count(example) for example in examples], np.int64),
         np.array([_trained_bytes(example, tokenizer) for example in examples], np.int64),
     )
 

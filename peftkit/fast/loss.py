@@ -1,4 +1,4 @@
-"""The loss of a causal language model, token by token: the plain path that fast ones must equal."""
+"""The loss of a batch, as its task has it: the plain path that fast ones must equal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch.nn.functional import cross_entropy
 
 from peftkit.data.example import IGNORED
+from peftkit.fast.task_losses import losses_of, outputs_of
 from peftkit.fast.varlen import attending
 
 if TYPE_CHECKING:
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 
 
 def summed_loss(model: Any, batch: Batch) -> Tensor:
-    """Cross entropy summed over the trained tokens, in float32."""
-    return token_losses(model, batch).sum()
+    """The loss summed over all that is trained, in float32."""
+    return each_loss(model, batch).sum()
+
+
+def each_loss(model: Any, batch: Batch) -> Tensor:
+    """The losses of each row, (rows, decisions) in float32; 0 where nothing is trained."""
+    if batch.task.packs:
+        return token_losses(model, batch)
+    return losses_of(outputs_of(model, batch), batch)
 
 
 def token_losses(model: Any, batch: Batch) -> Tensor:
-    """Cross entropy of each position, (rows, time) in float32; 0 where nothing is trained.
+    """Cross entropy of each position of a text, (rows, time) in float32; 0 where none is trained.
 
     No attention mask is passed: padding stands last, where causal attention never looks, and
     documents that share a row are told apart by their positions (with the cache off, without

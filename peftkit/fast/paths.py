@@ -16,7 +16,7 @@ from peftkit.fast.head import (
     head_loss,
     head_token_losses,
 )
-from peftkit.fast.loss import summed_loss, token_losses
+from peftkit.fast.loss import each_loss, summed_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +57,9 @@ class Paths:
             return head_loss(model, batch, self.head)
 
     def each(self, model: Any, batch: Batch) -> Tensor:
-        """The loss of each position of a batch, for evaluation."""
+        """The losses of each row of a batch, for evaluation."""
         if self.head is None:
-            return token_losses(model, batch)
+            return each_loss(model, batch)
         return head_token_losses(model, batch, self.head)
 
 
@@ -103,6 +103,8 @@ def choose_head(model: Any, section: FastSection, batch: Batch) -> tuple[Head | 
     """The frozen head if it may be used and gives the plain path's result, and the reason."""
     if section.head == "off":
         return None, "`train.fast.head: off`"
+    if not batch.task.packs:
+        return None, f"it is for causal-lm, and this is {batch.task.name}"
     head = find_head(model)
     if isinstance(head, str):
         return None, head
@@ -116,6 +118,8 @@ def choose_frozen(model: Any, section: FastSection, batch: Batch) -> tuple[Cut |
     """Where the frozen layers end if what they compute may be kept, and the reason."""
     if section.frozen == "off":
         return None, "`train.fast.frozen: off`"
+    if not batch.task.packs:
+        return None, f"it is for causal-lm, and this is {batch.task.name}"
     cut = find_cut(model)
     if isinstance(cut, str):
         return None, cut

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.base.targets import explain_experts
 from peftkit.data.batch import Layout, collate, flatten, make_update
+from peftkit.data.task import CAUSAL, Task
 from peftkit.disk.cache import cache_limit, make_room
 from peftkit.disk.size import show_bytes
 from peftkit.errors import RunError
@@ -97,6 +99,8 @@ class Choices:
         """What is on, or off, and why: for the first lines of a run."""
         why, on = self.why, [name for name in PATHS if getattr(self, name)]
         yield f"the base is held in {self.dtype}: {why['dtype']}"
+        if "experts" in why:
+            yield why["experts"]
         yield f"packing is {'on' if self.packing else 'off'}: {why['packing']}"
         yield f"fast paths that are on: {', '.join(on) or 'none'}"
         for name in PATHS:
@@ -106,19 +110,23 @@ class Choices:
             yield f"{self.recomputed} blocks run again for the backward pass: {why['recompute']}"
         yield f"{self.threads} CPU thread(s): {why['threads']}"
 
-    def lay_out(self, pad_id: int) -> Layout:
+    def lay_out(self, pad_id: int, task: Task = CAUSAL) -> Layout:
         """How the documents of an update are laid out."""
-        return Layout(self.packing, self.micro_rows, pad_id, self.flat, self.micro_tokens)
+        return Layout(self.packing, self.micro_rows, pad_id, self.flat, self.micro_tokens, task)
 
 
 def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choices:
     """Settle what the recipe leaves open, with the model as it will train."""
     fast, why = recipe.train.fast, {"dtype": setup.why_dtype}
+    if experts := explain_experts(model):
+        why["experts"] = experts
     lora, why["lora"] = choose_lora(model, fast)
     norm, why["norm"] = choose_norm(model, fast)
     packing, flat, why["packing"], why["flat"] = _choose_packing(recipe, setup, model)
     width = max(example.length for example in setup.data.train.examples)
-    layout = Layout(packing, plan.micro_rows, setup.pad_id, flat, plan.micro_rows * width)
+    layout = Layout(
+        packing, plan.micro_rows, setup.pad_id, flat, plan.micro_rows * width, setup.task
+    )
     documents = setup.data.train.examples[: recipe.train.batch.rows]
     first = make_update(documents, layout).micro_batches[0].to(setup.device)
     head, why["head"] = choose_head(model, fast, first)
@@ -142,7 +150,9 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     )
     why["optimizer"] = "one buffer for all" if choices.optimizer else "`train.fast.optimizer: off`"
     recompute(model, recomputed)
-    update = make_update(documents, choices.lay_out(setup.pad_id))  # in the memory there is
+    update = make_update(
+        documents, choices.lay_out(setup.pad_id, setup.task)
+    )  # in the memory there is
     step = partial(_step, model, update, Paths(head))
     threads, seconds, why["threads"] = _choose_threads(recipe, step)
     torch.set_num_threads(threads)
@@ -196,8 +206,10 @@ def _choose_memory(
 ) -> tuple[int, int, str]:
     """Rows of a forward pass, blocks that run again, and why, now that the model is there."""
     rows, recomputed = plan.micro_rows, plan.recomputed_blocks
-    if head is None and recipe.train.fast.head != "off":  # the plan knew nothing of a refusal
-        sizes = measure_sizes(recipe, setup.origin)
+    if (
+        head is None and recipe.train.fast.head != "off" and setup.task.packs
+    ):  # the plan knew nothing of a refusal
+        sizes = measure_sizes(recipe, setup.base, setup.origin)
         rows, load = fit_memory(recipe, setup, sizes, logits=True)
         recomputed = load.recomputed
     if recipe.train.recompute != "auto":
@@ -215,6 +227,8 @@ def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, boo
     """Whether documents share rows, whether these are flat, and why of each."""
     examples = [example for example in setup.data.train.examples if example.length > 2]
     alone = None if recipe.data.packing else "`data.packing: false`"
+    if not setup.task.packs:
+        alone = f"rows of {setup.task.name} stand alone"
     alone = alone or ("there is only one document" if len(examples) < 2 else None)
     if alone:
         return False, False, alone, alone

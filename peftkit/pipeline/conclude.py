@@ -12,6 +12,7 @@ from peftkit.pipeline.samples import gather_samples
 from peftkit.report.card import build_card
 from peftkit.report.page import write_report
 from peftkit.report.record import EVALUATIONS, STEPS
+from peftkit.report.wording import UNITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged
     difference = {
         name: compare(before.sets[name], after.sets[name], seed=recipe.seed) for name in after.sets
     }
-    test = after.sets.get("test")
+    test, task = after.sets.get("test"), recipe.base.task
     base = before.sets["validation"].summary
     base["test"] = before.sets["test"].summary if test else None
     return {
@@ -76,7 +77,8 @@ def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged
             for source, old in before.remember.items()
         ],
         "speed": _speed(run),
-        "verdict": judge(difference, len(after.shown.examples)),
+        "verdict": judge(difference, len(after.shown.examples), UNITS.get(task, "row")),
+        "task": task,
     }
 
 

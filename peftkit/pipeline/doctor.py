@@ -15,7 +15,8 @@ from peftkit.base.dtype import choose_dtype
 from peftkit.base.load import load_base
 from peftkit.base.machine import choose_device, describe_machine, describe_versions
 from peftkit.data.batch import Batch, Layout, make_update
-from peftkit.data.formats import Encoder, build_examples
+from peftkit.data.draft import Encoder
+from peftkit.data.formats import build_examples
 from peftkit.data.rows import Intake, Row
 from peftkit.disk.cache import cache_bytes, cache_limit, cache_root, make_room
 from peftkit.disk.size import show_bytes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.formats import Encoder
 from peftkit.data.prepare import read_set
 from peftkit.errors import RecipeError
 from peftkit.evaluate.evaluation import evaluate_set
+from peftkit.pipeline.setup import make_encoder, task_of
 from peftkit.pipeline.target import open_target
 from peftkit.recipe.sections.data import DataSection, SourceSection
 from peftkit.recipe.sections.evaluate import EvaluateSection
@@ -15,6 +15,7 @@ from peftkit.recipe.sections.evaluate import EvaluateSection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peftkit.data.draft import Encoder
     from peftkit.pipeline.target import Target
     from peftkit.recipe.schema import Recipe
 
@@ -33,7 +34,8 @@ def evaluate(
     sets = _sets(recipe, data)
     section = recipe.data if recipe else DataSection.model_validate({"train": "-"})
     length = section.max_length if recipe else target.base.window or section.max_length
-    encoder = Encoder(target.base.tokenizer, target.stops, length, section.too_long)
+    section = section.model_copy(update={"max_length": length})
+    encoder = make_encoder(target.section, section, target.base.tokenizer, target.stops)
     how = recipe.evaluate if recipe else EvaluateSection()
     if metrics:
         how = EvaluateSection.model_validate(how.model_dump() | {"metrics": tuple(metrics)})
@@ -77,4 +79,5 @@ def _measure(
         section,
         pad_id=target.base.pad_id,
         stops=target.stops,
+        task=task_of(target.section, target.base.origin, target.base.tokenizer),
     ).summary

@@ -15,7 +15,7 @@ from peftkit.adapters.attach import base_only, trainable
 from peftkit.adapters.stack import attach_over, describe
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
-from peftkit.errors import RunError
+from peftkit.errors import RecipeError, RunError
 from peftkit.fast.frozen import find_cut, keep_states
 from peftkit.fast.paths import PATHS, restore_paths
 from peftkit.pipeline.choices import Choices, keep_choices, make_choices
@@ -151,6 +151,15 @@ def finetune(
         return processes.tell(conclude(run, recipe, setup, before, after))
 
 
+def _refuse_several(recipe: Recipe, processes: Processes) -> None:
+    if recipe.base.task == "embedding" and processes.world > 1:
+        raise RecipeError(
+            "base.task: an embedding compares the rows of an update with each other, which "
+            f"{processes.world} processes cannot divide",
+            hint="start one process",
+        )
+
+
 def load_adapted(recipe: Recipe, setup: Setup) -> Any:
     """The base with the recipe's fresh adapter, above the frozen one it may name."""
     base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
@@ -162,6 +171,7 @@ def _settle(
     loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any, processes: Processes
 ) -> Choices:
     """The choices of the earlier part of this run, or new ones, written down before any step."""
+    _refuse_several(loaded.recipe, processes)
     lock = run.read("lock.json")
     if lock is not None and not prepared.changes:
         return keep_choices(lock["choices"], model, loaded.recipe)

@@ -57,10 +57,12 @@ def evaluate_all(model: Any, setup: Setup, recipe: Recipe, paths: Paths, watch: 
             pad_id=setup.pad_id,
             stops=setup.stops,
             losses_of=paths.each,
+            task=setup.task,
         )
     remember = _remember(model, setup, recipe, paths)
     shown = judged.get("test", judged["validation"])
-    continuations = [] if shown.answers else _continue(model, setup, recipe, shown.examples)
+    writes = setup.task.packs and not shown.answers
+    continuations = _continue(model, setup, recipe, shown.examples) if writes else []
     return Judged(judged, remember, continuations)
 
 
@@ -76,7 +78,14 @@ def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[st
         encoder = setup.encoder(recipe.data)
         found = read_set("remember", (source,), recipe.data.bad_rows, encoder)
         chosen = choose_rows(found.examples, recipe.evaluate.rows)
-        rows = measure_losses(model, chosen, setup.tokenizer, setup.pad_id, losses_of=paths.each)
+        rows = measure_losses(
+            model,
+            chosen,
+            setup.tokenizer,
+            setup.pad_id,
+            losses_of=paths.each,
+            task=setup.task,
+        )
         losses[chosen[0].source] = rows.per_token
     return losses
 

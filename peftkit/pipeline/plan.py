@@ -50,12 +50,13 @@ class Plan:
 
 def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
     """The plan of a run whose data is known; nothing is loaded for it but the model's shape."""
-    sizes = sizes or measure_sizes(recipe, setup.origin)
+    sizes = sizes or measure_sizes(recipe, setup.base, setup.origin)
     examples = setup.data.train.examples
     tokens = sum(example.length for example in examples)
     rows = recipe.train.batch.rows
     steps = count_steps(recipe, len(examples))
-    micro, load = fit_memory(recipe, setup, sizes, logits=recipe.train.fast.head == "off")
+    plain = recipe.train.fast.head == "off" or recipe.base.task in ("masked-lm", "seq2seq")
+    micro, load = fit_memory(recipe, setup, sizes, logits=plain)
     width = max(example.length for example in examples)
     bytes_a_number = DTYPES[setup.dtype].itemsize
     runtime = 0 if setup.device.type == "cuda" else CPU_RUNTIME
@@ -85,6 +86,8 @@ def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> t
     """Rows of a forward pass, and what it keeps, so that a step fits into the memory there is."""
     load = Load(blocks=sizes.adapted_blocks, logits=logits)
     named = recipe.train.batch.micro_rows
+    if recipe.base.task == "embedding":  # an update's rows are compared with each other
+        named = recipe.train.batch.rows
     rows, recomputed = choose_micro_batch(
         sizes.shape,
         load,

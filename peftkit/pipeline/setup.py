@@ -9,16 +9,18 @@ import torch
 
 from peftkit.adapters.attach import attach, trainable
 from peftkit.adapters.stack import Below, find_below
-from peftkit.adapters.verify import module_shapes
-from peftkit.base.load import load_tokenizer, settle_dtype, shape_of, stop_ids
-from peftkit.base.locate import Origin, digest, locate
+from peftkit.base.load import load_tokenizer, pad_id_of, settle_dtype, shape_of, stop_ids
+from peftkit.base.locate import Origin, digest, locate, read_json
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
 from peftkit.base.targets import first_trained_block
-from peftkit.data.formats import Encoder
+from peftkit.data.draft import Encoder
 from peftkit.data.prepare import Data, prepare_data
+from peftkit.data.task import Task, describe_task, settle_labels
+from peftkit.errors import RecipeError
 from peftkit.fast.refusals import unwrap
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
+from peftkit.recipe.sections.base import LABELLED
 
 if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
@@ -34,11 +36,12 @@ class Setup:
     digest: str
     device: torch.device
     base: BaseSection
-    """The recipe's, with its number format settled."""
+    """The recipe's, with its number format and its labels settled."""
     why_dtype: str
     tokenizer: Any
     stops: frozenset[int]
     data: Data
+    task: Task
     below: tuple[Below, ...] = ()
     """Frozen adapters that the new one stands on, the lowest first."""
 
@@ -55,14 +58,11 @@ class Setup:
     @property
     def pad_id(self) -> int:
         """An id for positions that nothing looks at."""
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if candidate is not None:
-                return int(candidate)
-        return 0
+        return pad_id_of(self.tokenizer)
 
     def encoder(self, section: DataSection) -> Encoder:
         """How this run's rows become tokens."""
-        return Encoder(self.tokenizer, self.stops, section.max_length, section.too_long)
+        return make_encoder(self.base, section, self.tokenizer, self.stops)
 
 
 def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
@@ -74,14 +74,16 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     tokenizer = load_tokenizer(origin)
     stops = stop_ids(origin, tokenizer)
     device = choose_device()
+    _refuse_split_batches(recipe)
     frozen = recipe.adapter.method not in IN_PLACE
     base, why = settle_dtype(recipe.base, origin, device, frozen=frozen)
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
+    data = prepare_data(recipe.data, make_encoder(base, recipe.data, tokenizer, stops))
+    base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:
-        shapes = module_shapes(shape_of(origin))
-        below = find_below(recipe.adapter, shapes, base=origin.name)
+        below = find_below(recipe.adapter, shape_of(base, origin), base=origin.name)
     return Setup(
         origin=origin,
         digest=digest(origin, weights=recipe.base.weights == "pretrained"),
@@ -90,9 +92,45 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         why_dtype=why,
         tokenizer=tokenizer,
         stops=stops,
-        data=prepare_data(recipe.data, tokenizer, stops),
+        data=data,
+        task=task_of(base, origin, tokenizer),
         below=below,
     )
+
+
+def make_encoder(
+    base: BaseSection, section: DataSection, tokenizer: Any, stops: frozenset[int]
+) -> Encoder:
+    """How rows become tokens for a base and its task."""
+    labels = () if base.labels == "auto" else base.labels
+    length, policy = section.max_length, section.too_long
+    return Encoder(tokenizer, stops, length, policy, base.task, labels)
+
+
+def task_of(base: BaseSection, origin: Origin, tokenizer: Any) -> Task:
+    """What rows ask of a base whose labels are settled."""
+    labels = () if base.labels == "auto" else base.labels
+    told = "token_type_ids" in tokenizer.model_input_names
+    typed = told and read_json(origin).get("type_vocab_size", 0) > 1
+    return describe_task(base.task, tokenizer, labels=labels, typed=typed)
+
+
+def _find_labels(base: BaseSection, data: Data) -> tuple[str, ...] | str:
+    if base.task not in LABELLED:
+        return base.labels
+    held = [*data.validation.examples, *(data.test.examples if data.test else ())]
+    return settle_labels(base.labels, data.train.examples, held)
+
+
+def _refuse_split_batches(recipe: Recipe) -> None:
+    """Say where an update's rows must be seen together, because each is compared with the rest."""
+    rows, micro = recipe.train.batch.rows, recipe.train.batch.micro_rows
+    if recipe.base.task == "embedding" and micro not in ("auto", rows):
+        raise RecipeError(
+            f"train.batch.micro_rows: an embedding compares the {rows} rows of an update with each "
+            f"other, so {micro} of them would be another task",
+            hint=f"`--set train.batch.micro_rows=auto --set train.batch.rows={micro}`",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +149,9 @@ class Sizes:
         return self.trainable / max(own, self.trainable)
 
 
-def measure_sizes(recipe: Recipe, origin: Origin) -> Sizes:
+def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     """Sizes read off a model without memory: no weights are loaded for it."""
-    model = shape_of(origin)
+    model = shape_of(base, origin)
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
     model.requires_grad_(requires_grad=False)

@@ -87,7 +87,7 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
     train_section = job.recipe.train
     updates = stream_updates(
         job.setup.data.train.examples,
-        job.choices.lay_out(job.setup.pad_id),
+        job.choices.lay_out(job.setup.pad_id, job.setup.task),
         rows=train_section.batch.rows,
         seed=job.recipe.seed,
         start=done,
@@ -165,7 +165,12 @@ def _evaluate_if_due(model: Any, job: Job, step: int) -> None:
     started = time.perf_counter()
     chosen = choose_rows(job.setup.data.validation.examples, job.recipe.evaluate.rows)
     rows = measure_losses(
-        model, chosen, job.setup.tokenizer, job.setup.pad_id, losses_of=job.paths.each
+        model,
+        chosen,
+        job.setup.tokenizer,
+        job.setup.pad_id,
+        losses_of=job.paths.each,
+        task=job.setup.task,
     )
     seconds = round(time.perf_counter() - started, 3)
     job.run.append(EVALUATIONS, {"step": step, "loss": rows.per_token, "seconds": seconds})

@@ -13,6 +13,7 @@ from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.several import use
 from peftkit.adapters.stack import FOUND, OWN, find_adapter, line_up, load_placed
 from peftkit.adapters.store import CONFIG
+from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import check_adapter_name
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
@@ -40,6 +41,8 @@ class Target:
     base: Base
     model: Any
     stops: frozenset[int]
+    section: BaseSection
+    """What the base was loaded as, its task and labels among it."""
     recipe: Recipe | None
     """The recipe of a run, where the target is one."""
     templated: bool
@@ -71,6 +74,7 @@ def open_target(name: str, adapters: Sequence[str] = (), *, apart: bool = False)
         if not (path / CONFIG).exists():
             raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
     placed = line_up([*((OWN, path) for path in own), *name_adapters(adapters)])
+    section = _for_their_task(section, placed)
     base = load_base(section, device=choose_device())
     model = load_placed(base.model, placed, base=base.origin.name)
     choices = _choices(model, placed)
@@ -83,6 +87,7 @@ def open_target(name: str, adapters: Sequence[str] = (), *, apart: bool = False)
         base=base,
         model=model.eval(),
         stops=stop_ids(base.origin, base.tokenizer),
+        section=section,
         recipe=recipe,
         templated=template and _trained_on_turns(folder, recipe, [each.folder for each in placed]),
         choices=choices,
@@ -138,6 +143,19 @@ def _locked_base(folder: Path, recipe: Recipe) -> BaseSection:
         "dtype": lock.get("choices", {}).get("dtype"),
     }
     return recipe.base.model_copy(update={name: value for name, value in found.items() if value})
+
+
+def _for_their_task(section: BaseSection, placed: Sequence[Placed]) -> BaseSection:
+    """The base as the adapters' `task.json` wants it: with the labels that it was trained on.
+
+    Where a task adapter stands on one of a language model, what the upper one does is done.
+    """
+    if not placed:
+        return section
+    tasks = [read_task(each.folder) for each in placed]
+    found = next((task for task in tasks if task["task"] != "causal-lm"), tasks[0])
+    labels = tuple(found["labels"]) or "auto"
+    return section.model_copy(update={"task": found["task"], "labels": labels})
 
 
 def _base_of(folder: Path, name: str) -> BaseSection:

@@ -32,7 +32,14 @@ MADE_BY = "<!-- written by peftkit from the run; delete this line to keep your o
 """Ends a card that was made, so that one which somebody wrote by hand is never replaced."""
 
 _METHODS = {"lora": "LoRA", "ia3": "IA3", "vera": "VeRA", "oft": "OFT", "bitfit": "BitFit"}
-_TASKS = {"causal-lm": "text-generation"}
+_TASKS = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "seq2seq": "text2text-generation",
+    "token-classification": "token-classification",
+    "embedding": "sentence-similarity",
+}
+"""What a hub calls the tasks; those with labels or numbers a row are `text-classification`."""
 _LONGEST_RECIPE = 20_000
 
 
@@ -47,6 +54,8 @@ class Subject:
     repo: str | None
     tokenizer: bool
     """Whether the adapter brings a tokenizer of its own."""
+    does: Loose
+    """task.json, where the adapter does something else than write on."""
     below: tuple[tuple[str, str, str], ...] = ()
     """Name, kind and digest of each adapter that it was trained above, the lowest first."""
 
@@ -71,9 +80,10 @@ def build_card(run: Path, *, base: str | None = None, repo: str | None = None) -
             subject.config,
             subject.repo,
             tokenizer=subject.tokenizer,
+            does=subject.does,
             below=[(name, kind) for name, kind, _ in subject.below],
         ),
-        *_measured(subject.run),
+        *_measured(subject.run, _task(subject)),
         *_findings(subject.run),
         *_data(subject.run),
         *_training(subject),
@@ -100,6 +110,7 @@ def _subject(run: Path, base: str | None, repo: str | None) -> Subject:
         repo=repo,
         tokenizer=(adapter / "tokenizer_config.json").exists(),
         below=tuple(_below(tolerant.read_json(adapter / "under.json").value)),
+        does=table(tolerant.read_json(adapter / "task.json").value),
     )
 
 
@@ -135,7 +146,7 @@ def _front_matter(subject: Subject) -> str:
         base_model=subject.base.name if subject.base.kind == "hub" else None,
         base_model_relation="adapter" if subject.base.kind == "hub" else None,
         library_name="peft" if _known_to_peft(subject.config) else "peftkit",
-        pipeline_tag=_TASKS.get(text(table(subject.recipe.get("base")).get("task")) or "causal-lm"),
+        pipeline_tag=_TASKS.get(_task(subject), "text-classification"),
         license=text(publish.get("license")) or "other",
         language=_texts(publish.get("language")) or None,
         datasets=_hub_datasets(subject.run) or None,
@@ -146,14 +157,19 @@ def _front_matter(subject: Subject) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
+def _task(subject: Subject) -> str:
+    named = text(subject.does.get("task"))
+    return named or text(table(subject.recipe.get("base")).get("task")) or "causal-lm"
+
+
 def _results(subject: Subject) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
-    task = text(table(subject.recipe.get("base")).get("task")) or "causal-lm"
+    task = _task(subject)
     for split, scores in subject.run.adapted.items():
         for key in wording.in_order(set(scores.values)):
             yield EvalResult(
-                task_type=_TASKS.get(task, task),
+                task_type=_TASKS.get(task, "text-classification"),
                 dataset_type="custom",
                 dataset_name=_sources(subject.run, split) or split,
                 dataset_split=split,
@@ -191,12 +207,12 @@ def _verdict(run: Run) -> str:
     return f"{head} {prose(story.headline(run).lead)}"
 
 
-def _measured(run: Run) -> list[str]:
+def _measured(run: Run, task: str) -> list[str]:
     parts = ["## What was measured"]
     rows = [row for split in ("validation", "test") for row in _changes(run, split)]
     if rows:
         columns = ["", "base", "with adapter", "change", f"{story.CONFIDENCE} interval", ""]
-        parts += [_grid(columns, rows), _how_much(run)]
+        parts += [_grid(columns, rows), _how_much(run, task)]
     elif run.adapted:
         parts.append("The adapted model was measured, and no base beside it to compare with.")
     else:
@@ -222,14 +238,14 @@ def _changes(run: Run, split: str) -> list[list[str]]:
     ]
 
 
-def _how_much(run: Run) -> str:
+def _how_much(run: Run, task: str) -> str:
     counts = [
         f"{wording.plural(scores.values['rows'], f'{split} row')}"
         for split, scores in run.adapted.items()
         if "rows" in scores.values
     ]
     measured = f"Measured on {' and '.join(counts)}. " if counts else ""
-    return f"{measured}Loss is in nats a token; base and adapted model saw the same rows."
+    return f"{measured}Loss is {wording.loss_unit(task)}; base and adapted model saw the same rows."
 
 
 def _findings(run: Run) -> list[str]:

@@ -23,6 +23,7 @@ _CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
+_BY_TASK = {"masked-lm": "AutoModelForMaskedLM", "embedding": "AutoModel"}
 _WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
@@ -32,6 +33,7 @@ def how_to_load(
     repo: str | None,
     *,
     tokenizer: bool,
+    does: Loose,
     below: Sequence[tuple[str, str]] = (),
 ) -> str:
     """A code block that runs as it is, and what to know before it does.
@@ -41,17 +43,19 @@ def how_to_load(
         config: adapter_config.json.
         repo: hub id of the adapter; without one the lines load the folder they are found in.
         tokenizer: whether the adapter brings its own.
+        does: task.json, which says how many outputs a head has.
         below: name and kind of each adapter that it was trained above, the lowest first.
     """
     kind = text(config.get("peft_type")) or "LORA"
     model = _CLASSES.get(text(config.get("task_type")) or "", "AutoModelForCausalLM")
+    model = _BY_TASK.get(text(does.get("task")) or "", model)
     source, revision = _source(base)
     here = json.dumps(repo or ".")
     own = here if tokenizer else f"{source}{revision}"
     lines = [
         *_imports(base, (kind, *(each for _, each in below)), model, repo),
         "",
-        f"base = {model}.from_pretrained({source}{revision})",
+        f"base = {model}.from_pretrained({source}{revision}{_outputs(does)})",
         f"tokenizer = AutoTokenizer.from_pretrained({own})",
         *_attach_above(kind, here, repo, below),
     ]
@@ -64,6 +68,14 @@ def how_to_load(
         ]
     before = _before(base, kind, repo, above=bool(below))
     return "\n\n".join([before, fenced("\n".join(lines), "python")])
+
+
+def _outputs(does: Loose) -> str:
+    """How many outputs the head must have, as Python; nothing where the base knows by itself."""
+    labels = does.get("labels")
+    if text(does.get("task")) == "regression":
+        return ", num_labels=1"
+    return f", num_labels={len(labels)}" if isinstance(labels, list) and labels else ""
 
 
 def _source(base: BaseName) -> tuple[str, str]:

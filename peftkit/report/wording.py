@@ -51,6 +51,17 @@ _METRICS = (
     Metric("balanced_accuracy", "Balanced accuracy", "share", "higher"),
     Metric("macro_f1", "Macro F1", "number", "higher"),
     Metric("f1", "F1", "number", "higher"),
+    Metric("micro_f1", "Micro F1", "number", "higher"),
+    Metric("span_f1", "F1 of whole entities", "number", "higher"),
+    Metric("exact_set", "All labels right", "share", "higher"),
+    Metric("all_tags_right", "All tags right", "share", "higher"),
+    Metric("tag_accuracy", "Tags right", "share", "higher"),
+    Metric("recall_at_1", "Recall at 1", "share", "higher"),
+    Metric("recall_at_10", "Recall at 10", "share", "higher"),
+    Metric("mrr", "Mean reciprocal rank", "number", "higher"),
+    Metric("spearman", "Rank correlation", "number", "higher"),
+    Metric("mean_absolute_error", "Mean absolute error", "number", "lower"),
+    Metric("majority", "Always the largest class", "share"),
     Metric("mcc", "Matthews correlation", "number", "higher"),
     Metric("loss", "Loss", "loss", "lower"),
     Metric("loss_per_byte", "Loss per byte", "loss", "lower"),
@@ -63,6 +74,22 @@ _ORDER = {metric.key: index for index, metric in enumerate(_METRICS)}
 
 COUNTS = frozenset({"rows", "tokens", "bytes"})
 """Keys of a metrics block that say how much was measured, not how good it was."""
+
+
+UNITS = {
+    "causal-lm": "token",
+    "masked-lm": "token",
+    "seq2seq": "token",
+    "token-classification": "tag",
+}
+"""What a loss is the mean of, where that is not a row."""
+
+
+def loss_unit(task: str) -> str:
+    """What a loss of a task is measured in."""
+    if task == "regression":
+        return "the squared error of a row"
+    return f"in nats a {UNITS.get(task, 'row')}"
 
 
 def metric(key: str) -> Metric:

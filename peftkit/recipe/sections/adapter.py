@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section, Share
 
-IN_PLACE = ("bitfit", "layernorm", "top", "full")
+IN_PLACE = ("bitfit", "layernorm", "head", "top", "full")
 """Methods that train the base's own parameters, and put nothing beside them."""
 RSLORA_ALPHA = 8.0
 """What `auto` means for rsLoRA: the scale of plain LoRA at rank 16, and less above it."""
@@ -126,6 +126,23 @@ class BitfitSection(MethodSection):
     method: Literal["bitfit"]
 
 
+class HeadSection(MethodSection):
+    """Only the head trains, on frozen features; for text it is the layer above all blocks."""
+
+    method: Literal["head"]
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Width of a layer put before the head of a task with labels; 0 for the head as it is."""
+    dropout: Share = 0.0
+    """Share of the features dropped while training, before both layers that `hidden` asks for."""
+
+    @model_validator(mode="after")
+    def _dropout_is_of_the_layers(self) -> Self:
+        if self.dropout and not self.hidden:
+            msg = "`dropout` stands before the layers that `hidden` asks for, and `hidden` is 0"
+            raise ValueError(msg)
+        return self
+
+
 class TopSection(MethodSection):
     """The top blocks of the base train whole, and the norm above them."""
 
@@ -165,6 +182,7 @@ AdapterSection = Annotated[
     | Annotated[OftSection, Tag("oft")]
     | Annotated[LayernormSection, Tag("layernorm")]
     | Annotated[BitfitSection, Tag("bitfit")]
+    | Annotated[HeadSection, Tag("head")]
     | Annotated[TopSection, Tag("top")]
     | Annotated[FullSection, Tag("full")],
     Discriminator(_method),

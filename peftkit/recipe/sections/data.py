@@ -12,8 +12,17 @@ class SourceSection(Section):
 
     source: Annotated[str, Field(min_length=1, examples=["data/train.jsonl"])]
     """A jsonl, json, csv, tsv, parquet or txt file, a folder, or `hub:org/set@commit:split`."""
-    format: Literal["auto", "chat", "instruction", "completion", "text"] = "auto"
-    """How a row becomes tokens; `auto` reads it off the columns."""
+    format: Literal[
+        "auto",
+        "chat",
+        "instruction",
+        "completion",
+        "text",
+        "classification",
+        "tokens",
+        "similar",
+    ] = "auto"
+    """How a row becomes tokens; `auto` reads it off the columns, for the task of the base."""
     columns: Annotated[
         dict[str, str], Expected("a section of names such as `{prompt: question}`")
     ] = Field(default_factory=dict)

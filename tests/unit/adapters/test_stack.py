@@ -86,7 +86,7 @@ def above(tiny_llama: Path, name: str, under: Path) -> tuple[Any, Any]:
     """The base with a fresh adapter over that of `under`, and what stands under it."""
     section = SECTIONS[name].model_copy(update={"under": str(under)})
     model = build(tiny_llama)
-    below = find_below(section, module_shapes(model), base=BASE)
+    below = find_below(section, model, base=BASE)
     return attach_over(model, section, below, seed=2, base=BASE), below
 
 
@@ -195,7 +195,7 @@ def test_one_of_another_base_cannot_be_under(tiny_llama: Path, tmp_path: Path) -
     under = make(tiny_llama, "lora", tmp_path / "under")
     section = LoraSection(under=str(under))
     with pytest.raises(InputError) as refusal:
-        find_below(section, module_shapes(build(tiny_llama)), base="org/other")
+        find_below(section, build(tiny_llama), base="org/other")
     assert "made for `org/tiny`, not for `org/other`" in refusal.value.problems[0]
 
 

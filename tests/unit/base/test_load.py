@@ -157,7 +157,8 @@ def test_a_damaged_tokenizer_is_refused(base: Path, content: str) -> None:
 
 
 def test_planning_takes_no_memory_for_weights(tiny_llama: Path) -> None:
-    model = shape_of(Origin("base", tiny_llama, None))
+    section = BaseSection(model=str(tiny_llama))
+    model = shape_of(section, Origin("base", tiny_llama, None))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     real = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_llama))
     assert [p.shape for p in model.parameters()] == [p.shape for p in real.parameters()]

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from peftkit.data.draft import Encoder
 from peftkit.data.example import Example
-from peftkit.data.formats import COLUMNS, PLAIN_INSTRUCTION, Encoder, build_examples, detect_format
+from peftkit.data.formats import COLUMNS, PLAIN_INSTRUCTION, READERS, build_examples, detect_format
 from peftkit.data.rows import Intake, Row
 from peftkit.errors import InputError
 
@@ -119,7 +120,7 @@ def test_columns_that_fit_no_format_stop_at_the_first_row(tokenizer: Any) -> Non
         build([{"question": "a", "answer": "b"}], encoder(tokenizer))
     assert refusal.value.exit_code == 65
     assert refusal.value.message == ("f.jsonl:1: no format fits; the row has `question`, `answer`")
-    assert all(kind in refusal.value.problems[0] for kind in COLUMNS)
+    assert all(kind in refusal.value.problems[0] for kind in READERS["causal-lm"])
     assert "columns: {prompt: question}" in str(refusal.value.hint)
 
 
@@ -318,7 +319,7 @@ def test_a_row_without_content_is_told(values: dict[str, Any], reason: str, toke
     assert reason in refused(values, encoder(tokenizer))
 
 
-@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("kind", READERS["causal-lm"])
 def test_a_missing_column_is_told(kind: str, tokenizer: Any) -> None:
     why = refused({"other": "a"}, encoder(tokenizer), given=kind)
     assert why == f"format `{kind}` needs column `{COLUMNS[kind][0]}`; the row has `other`"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from peftkit.data.batch import Layout, stream_updates
+from peftkit.data.draft import Encoder
 from peftkit.data.example import IGNORED
 from peftkit.data.prepare import Data, prepare_data
 from peftkit.errors import InputError
@@ -29,7 +30,9 @@ def completions(count: int, start: int = 0) -> Rows:
 
 def prepare(tokenizer: Any, **section: Any) -> Data:
     stops = frozenset({tokenizer.eos_token_id})
-    return prepare_data(DataSection.model_validate(section), tokenizer, stops)
+    settled = DataSection.model_validate(section)
+    encoder = Encoder(tokenizer, stops, settled.max_length, settled.too_long)
+    return prepare_data(settled, encoder)
 
 
 def test_every_set_is_counted(tmp_path: Path, tokenizer: Any) -> None:

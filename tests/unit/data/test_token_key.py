@@ -11,7 +11,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from peftkit.data import token_key
-from peftkit.data.formats import Encoder
+from peftkit.data.draft import Encoder
 from peftkit.data.token_key import describe_tokenizer, digest_code, make_key
 from peftkit.recipe.sections.data import SourceSection
 
@@ -61,7 +61,7 @@ def test_another_source_or_recipe_has_another_key(
 
 def test_what_is_counted_is_all_there_is() -> None:
     """Who adds a setting has to say in the key what it is."""
-    counted = {"tokenizer", "stops", "max_length", "too_long"}
+    counted = {"tokenizer", "stops", "max_length", "too_long", "task", "labels"}
     assert {field.name for field in fields(Encoder)} == counted
     assert set(SourceSection.model_fields) == {"source", "format", "columns"}
 

@@ -1,0 +1,79 @@
+"""The head of a task: the family's own, or two layers with dropout in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from peftkit.base.tasks import new_parts
+from peftkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peftkit.recipe.sections.adapter import HeadSection
+
+HEAD = "_peftkit_head"
+"""The attribute of a model that says which head took the place of its own."""
+
+
+def choose_head_parameters(model: Any, section: HeadSection) -> list[Tensor]:
+    """The parameters of the head, which alone train; the layers below only give features.
+
+    Raises:
+        RecipeError: the model has no head of its own.
+    """
+    heads = [model.get_submodule(name) for name in new_parts(model)]
+    if section.hidden:
+        put_on_head(model, section.hidden, section.dropout)
+        heads = [model.get_submodule(name) for name in new_parts(model)]
+    if heads:
+        return [parameter for head in heads for parameter in head.parameters()]
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        raise RecipeError(
+            "adapter.method: head finds no head on this base, which gives vectors",
+            hint="`--set adapter.method=lora` fits every base",
+        )
+    if head.weight is embeddings.weight:
+        raise RecipeError(
+            "adapter.method: the head of this base is tied to its embeddings, and would train them",
+            hint="`--set adapter.method=top --set adapter.blocks=1` trains the last block instead",
+        )
+    return list(head.parameters())
+
+
+def put_on_head(model: Any, hidden: int, dropout: float) -> None:
+    """Replace the last layer of the head by two, with something between them.
+
+    Raises:
+        RecipeError: the task of the model needs no new head.
+    """
+    names = [
+        f"{name}.{inner}".rstrip(".")
+        for name in new_parts(model)
+        for inner, module in model.get_submodule(name).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if not names or model.get_output_embeddings() is not None:
+        raise RecipeError(
+            "adapter.hidden: only a task with labels or numbers has a head that can be replaced",
+            hint="`--set adapter.hidden=0` trains the head that is there",
+        )
+    own = model.get_submodule(names[-1])
+    layers = nn.Sequential(
+        nn.Dropout(dropout),
+        nn.Linear(own.in_features, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, own.out_features, bias=own.bias is not None),
+    ).to(own.weight.device, own.weight.dtype)
+    model.set_submodule(names[-1], layers)
+    setattr(model, HEAD, {"hidden": hidden, "dropout": dropout})
+
+
+def head_of(model: Any) -> dict[str, Any] | None:
+    """What `put_on_head` put there; None for the family's own."""
+    found: dict[str, Any] | None = getattr(model, HEAD, None)
+    return found

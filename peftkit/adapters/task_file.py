@@ -1,0 +1,83 @@
+"""`task.json` beside an adapter: the task, the labels and the head that it was trained with."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from peftkit.adapters.head import head_of, put_on_head
+from peftkit.base.tasks import AUTO, task_of
+from peftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TASK_FILE = "task.json"
+MOST_LABELS = 100_000
+LONGEST = 2**20
+"""Bytes that a file from a stranger may take."""
+
+
+def write_task(model: Any, folder: Path) -> None:
+    """Say beside the adapter what it was trained to do, unless that is to write on."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    values = task_of(plain)
+    if values["task"] == "causal-lm" and head_of(plain) is None:
+        return
+    if (head := head_of(plain)) is not None:
+        values = values | {"head": head}
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def read_task(folder: Path) -> dict[str, Any]:
+    """The task, the labels and the head of an adapter; those of a language model without a file.
+
+    Raises:
+        InputError: the file is not what `write_task` writes.
+    """
+    path = folder / TASK_FILE
+    if not path.exists():
+        return {"task": "causal-lm", "labels": [], "head": None}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if _short(path) else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or (problem := _problem(values)):
+        wrong = problem if isinstance(values, dict) else "it is no object of keys"
+        raise InputError(
+            f"`{path}` does not say what the adapter does: {wrong}",
+            hint="get the adapter from its author again",
+        )
+    return {"labels": [], "head": None} | values
+
+
+def restore_head(model: Any, folder: Path) -> None:
+    """Give the model the head that the adapter was trained with, before its weights are read."""
+    if (head := read_task(folder)["head"]) is not None:
+        put_on_head(model, head["hidden"], head["dropout"])
+
+
+def _short(path: Path) -> bool:
+    return path.stat().st_size <= LONGEST
+
+
+def _problem(values: dict[str, Any]) -> str | None:
+    labels, head = values.get("labels", []), values.get("head")
+    if strange := sorted(values.keys() - {"task", "labels", "head"}):
+        return f"`{strange[0]}` is not a key of it"
+    if values.get("task") not in AUTO:
+        return f"`{str(values.get('task'))[:40]}` is not a task"
+    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not named or len(labels) > MOST_LABELS or len(set(labels)) < len(labels):
+        return "expected names that differ as labels"
+    return None if head is None or _is_head(head) else "expected `hidden` and `dropout` as head"
+
+
+def _is_head(head: Any) -> bool:
+    if not isinstance(head, dict) or head.keys() != {"hidden", "dropout"}:
+        return False
+    hidden, dropout = head["hidden"], head["dropout"]
+    return type(hidden) is int and 0 < hidden <= MOST_LABELS and type(dropout) is float

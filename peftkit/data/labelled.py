@@ -1,0 +1,186 @@
+"""Rows for tasks other than writing on: texts with labels, tagged words, pairs alike, sources."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from peftkit.data.draft import Draft, Encoder, UnusableError, words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peftkit.data.rows import Row
+
+
+def read_classified(row: Row, encoder: Encoder) -> Draft:
+    """A text, or two, and its label; a list of labels for multi-label, a number for regression."""
+    texts = [words(row, "text")]
+    if second := words(row, "text_pair", may_be_empty=True).strip():
+        texts.append(second)
+    labels = _labels_of(row.values.get("label"), encoder)
+    ids, parts, cut, over = _fit(texts, encoder)
+    shown = "\n".join(texts)
+    return Draft(
+        ids,
+        _decided_at_the_end(ids),
+        shown,
+        prompt=shown,
+        answer=", ".join(labels),
+        parts=parts,
+        labels=labels,
+        cut=cut,
+        over=over,
+    )
+
+
+def read_tagged(row: Row, encoder: Encoder) -> Draft:
+    """Words and a tag for each; the first token of a word carries its tag."""
+    parts = _list_of(row, "tokens")
+    tags = _list_of(row, "tags")
+    if len(parts) != len(tags):
+        raise UnusableError(f"{len(parts)} words in `tokens`, but {len(tags)} in `tags`")
+    _refuse_unknown(tags, encoder)
+    found = encoder.tokenizer(parts, is_split_into_words=True, verbose=False)
+    ids: list[int] = found["input_ids"]
+    over = max(0, len(ids) - encoder.max_length)
+    cut = over if encoder.too_long == "truncate" else 0
+    if cut:
+        found = encoder.tokenizer(
+            parts, is_split_into_words=True, truncation=True, max_length=encoder.max_length
+        )
+        ids = found["input_ids"]
+    owners = found.word_ids()
+    first = [
+        owner is not None and (place == 0 or owners[place - 1] != owner)
+        for place, owner in enumerate(owners)
+    ]
+    kept = tuple(
+        tags[owner]
+        for owner, leads in zip(owners, first, strict=True)
+        if leads and owner is not None
+    )
+    shown = " ".join(parts)
+    answer = " ".join(kept)
+    return Draft(
+        ids, first, shown, prompt=shown, answer=answer, labels=kept, cut=cut, over=over - cut
+    )
+
+
+def read_alike(row: Row, encoder: Encoder) -> Draft:
+    """An anchor, a text that means the same, and perhaps one that does not."""
+    texts = [words(row, "anchor"), words(row, "positive")]
+    if other := words(row, "negative", may_be_empty=True).strip():
+        texts.append(other)
+    fitted = [_fit([text], encoder) for text in texts]
+    ids = [token for each, *_ in fitted for token in each]
+    return Draft(
+        ids,
+        _decided_at_the_end(ids),
+        "\n".join(texts),
+        prompt=texts[0],
+        answer=texts[1],
+        parts=tuple(len(each) for each, *_ in fitted),
+        cut=sum(cut for _, _, cut, _ in fitted),
+        over=max(over for *_, over in fitted),
+    )
+
+
+def read_source_and_target(row: Row, encoder: Encoder) -> Draft:
+    """What an encoder reads and what a decoder must write, both closed by the tokenizer."""
+    if "completion" in row.values:
+        source, target = words(row, "prompt"), words(row, "completion")
+    else:
+        source, target = words(row, "instruction"), words(row, "output")
+        if given := words(row, "input", may_be_empty=True).strip():
+            source = f"{source}\n\n{given}"
+    before, _, cut, over = _fit([source], encoder)
+    after = encoder.encode(target)
+    end = encoder.tokenizer.eos_token_id
+    goal = after if end is None else [*after, end]
+    too_much = max(0, len(goal) - encoder.max_length)
+    if encoder.too_long == "truncate":
+        goal, cut, too_much = goal[: encoder.max_length], cut + too_much, 0
+    return Draft(
+        before + goal,
+        [False] * len(before) + [True] * len(goal),
+        f"{source}\n{target}",
+        prompt_tokens=len(before),
+        prompt=source,
+        answer=target.strip(),
+        parts=(len(before), len(goal)),
+        cut=cut,
+        over=max(over, too_much),
+    )
+
+
+def _fit(texts: Sequence[str], encoder: Encoder) -> tuple[list[int], tuple[int, ...], int, int]:
+    """Ids of one text or two with the tokenizer's own additions, tokens of each, cut and over."""
+    found = encoder.tokenizer(*texts, verbose=False, return_token_type_ids=True)
+    over = max(0, len(found["input_ids"]) - encoder.max_length)
+    cut = over if encoder.too_long == "truncate" else 0
+    if cut:
+        found = encoder.tokenizer(
+            *texts,
+            truncation=True,
+            max_length=encoder.max_length,
+            return_token_type_ids=True,
+            verbose=False,
+        )
+    ids: list[int] = found["input_ids"]
+    second = sum(found["token_type_ids"])
+    parts = (len(ids) - second, second) if second else (len(ids),)
+    return ids, parts, cut, over - cut
+
+
+def _decided_at_the_end(ids: Sequence[int]) -> list[bool]:
+    """One decision a row, counted at its last token."""
+    return [False] * (len(ids) - 1) + [True]
+
+
+def _labels_of(value: Any, encoder: Encoder) -> tuple[str, ...]:
+    if encoder.task == "regression":
+        return (_number(value),)
+    if encoder.task == "multi-label":
+        if not isinstance(value, list | tuple):
+            raise UnusableError(f"column `label`: expected a list, got `{str(value)[:40]}`")
+        labels = tuple(dict.fromkeys(_name(each) for each in value))
+    else:
+        labels = (_name(value),)
+    _refuse_unknown(labels, encoder)
+    return labels
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UnusableError(f"column `label`: expected a number, got `{str(value)[:40]}`")
+    try:
+        number = float(value)
+    except ValueError:
+        raise UnusableError(f"column `label`: expected a number, got `{str(value)[:40]}`") from None
+    if not math.isfinite(number):
+        raise UnusableError("column `label`: expected a finite number")
+    return repr(number)
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, int | str) or not str(value).strip():
+        raise UnusableError(f"column `label`: expected a name, got `{str(value)[:40]}`")
+    return str(value).strip()
+
+
+def _list_of(row: Row, column: str) -> list[str]:
+    value = row.values[column]
+    fits = isinstance(value, list | tuple) and all(isinstance(each, int | str) for each in value)
+    if not fits or not value:
+        raise UnusableError(f"column `{column}`: expected a list of words, got `{str(value)[:40]}`")
+    return [str(each) for each in value]
+
+
+def _refuse_unknown(labels: Sequence[str], encoder: Encoder) -> None:
+    strange = next((name for name in labels if encoder.labels and name not in encoder.labels), None)
+    if strange is not None:
+        known = ", ".join(encoder.labels)
+        raise UnusableError(f"column `label`: `{strange}` is none of `base.labels`: {known}")

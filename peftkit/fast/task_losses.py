@@ -1,0 +1,94 @@
+"""Losses of all tasks but writing on, and the outputs that they and predictions come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    mse_loss,
+    normalize,
+)
+
+from peftkit.data.example import IGNORED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from peftkit.data.batch import Batch
+
+TEMPERATURE = 0.05
+"""What cosines are divided by before the softmax over a batch: that of sentence-transformers."""
+
+
+def outputs_of(model: Any, batch: Batch) -> Tensor:
+    """What the model says of each row in float32: scores, or a vector of length 1 for each text."""
+    settings: dict[str, Any] = {"attention_mask": batch.mask}
+    if batch.types is not None:
+        settings["token_type_ids"] = batch.types
+    if batch.task.name == "seq2seq":
+        shifted = model.prepare_decoder_input_ids_from_labels(batch.targets)
+        settings |= {"decoder_input_ids": shifted, "use_cache": False}
+    found = model(input_ids=batch.inputs, **settings)
+    if batch.task.name == "embedding":
+        return average(found.last_hidden_state, batch.mask)
+    scores: Tensor = found.logits
+    return scores.float()
+
+
+def losses_of(outputs: Tensor, batch: Batch) -> Tensor:
+    """The losses of each row, from what the model said of it."""
+    return LOSSES[batch.task.name](outputs, batch.targets)
+
+
+def average(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of each text's states, brought to a length of 1."""
+    if mask is None:
+        raise ValueError("texts without a mask")
+    weights = mask.unsqueeze(-1).float()
+    means = (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return normalize(means, dim=-1)
+
+
+def compare_texts(vectors: Tensor, rows: int) -> Tensor:
+    """(rows, others) cosines of each anchor with every positive, then with every negative."""
+    return vectors[:rows] @ vectors[rows:].T
+
+
+def _each_class(outputs: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(outputs, targets[:, 0], reduction="none")[:, None]
+
+
+def _each_token(outputs: Tensor, targets: Tensor) -> Tensor:
+    flat = cross_entropy(
+        outputs.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view_as(targets)
+
+
+def _each_label(outputs: Tensor, targets: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(1, True)
+
+
+def _each_value(outputs: Tensor, targets: Tensor) -> Tensor:
+    return mse_loss(outputs, targets, reduction="none").mean(1, True)
+
+
+def _each_anchor(outputs: Tensor, targets: Tensor) -> Tensor:
+    cosines = compare_texts(outputs, len(targets))
+    return cross_entropy(cosines / TEMPERATURE, targets[:, 0], reduction="none")[:, None]
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "masked-lm": _each_token,
+    "seq2seq": _each_token,
+    "token-classification": _each_token,
+    "classification": _each_class,
+    "multi-label": _each_label,
+    "regression": _each_value,
+    "embedding": _each_anchor,
+}
+"""How each task's outputs become losses."""

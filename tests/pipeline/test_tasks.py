@@ -1,0 +1,184 @@
+"""Whole runs of every task on tiny random bases: figures, report, and the adapter used again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import peftkit
+from peftkit.pipeline.evaluate import evaluate
+from peftkit.publish.tree import lay_out
+
+COLORS = ("red", "green", "blue", "white")
+WORDS = ("the", "paint", "is", "wall", "of", "a", "old", "house", *COLORS)
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SIZES = {
+    "classification": {"accuracy", "macro_f1", "balanced_accuracy", "majority", "loss", "rows"},
+    "multi-label": {"exact_set", "micro_f1", "macro_f1", "loss", "rows"},
+    "regression": {"mean_absolute_error", "spearman", "loss", "rows"},
+    "token-classification": {"all_tags_right", "tag_accuracy", "span_f1", "loss", "rows"},
+    "embedding": {"recall_at_1", "recall_at_10", "mrr", "loss", "rows"},
+    "masked-lm": {"rows", "tokens", "loss", "perplexity"},
+    "seq2seq": {"rows", "tokens", "loss", "exact_match"},
+}
+"""What must be measured of each task."""
+
+
+def write_base(folder: Path, kind: str) -> Path:
+    """A random base of two layers, with a token for each word."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]" if kind == "bert" else "$A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1" if kind == "bert" else "$A $B [SEP]",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")},
+        eos_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    size = {"vocab_size": len(vocabulary), "pad_token_id": 0}
+    if kind == "bert":
+        config = BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **size
+        )
+        BertForMaskedLM(config).save_pretrained(folder)
+    else:
+        config = T5Config(
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            eos_token_id=3,
+            decoder_start_token_id=0,
+            **size,
+        )
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+def goals(task: str, number: int) -> dict[str, Any]:
+    """One row: the color of the text is what every task asks for."""
+    color, other = COLORS[number % 4], COLORS[(number // 4) % 4]
+    text = f"the {WORDS[number % 8]} {WORDS[number // 8 % 8]} {color} paint {other}"
+    rows: dict[str, dict[str, Any]] = {
+        "classification": {"text": text, "label": color},
+        "multi-label": {"text": text, "label": [color, other]},
+        "regression": {"text": text, "label": number % 4},
+        "token-classification": {
+            "tokens": text.split(),
+            "tags": ["B-color" if word in COLORS else "O" for word in text.split()],
+        },
+        "embedding": {"anchor": text, "positive": f"{color} wall {other}"},
+        "masked-lm": {"text": text},
+        "seq2seq": {"prompt": text, "completion": color},
+    }
+    return rows[task]
+
+
+def write_recipe(folder: Path, task: str, **adapter: Any) -> Path:
+    kind = "t5" if task == "seq2seq" else "bert"
+    for name, numbers in (("train", range(96)), ("test", range(96, 128))):
+        lines = [json.dumps(goals(task, number)) + "\n" for number in numbers]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    recipe = {
+        "name": "tiny",
+        "base": {"model": str(write_base(folder / "base", kind)), "task": task},
+        "adapter": {"method": "lora", "rank": 4} | adapter,
+        "data": {"train": "train.jsonl", "test": "test.jsonl", "leakage": "off"},
+        "train": {"steps": 30, "learning_rate": 0.02, "batch": {"rows": 8}},
+        "evaluate": {"every": 6},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+@pytest.mark.parametrize("task", SIZES)
+def test_a_task_is_learnt_measured_and_used_again(task: str, tmp_path: Path) -> None:
+    run = peftkit.finetune(str(write_recipe(tmp_path, task)), out=str(tmp_path / "run"))
+    assert SIZES[task] <= run.metrics["test"].keys()
+    assert run.metrics["task"] == task
+    first, last = (run.metrics["difference"]["test"]["loss"][side] for side in ("base", "adapted"))
+    assert last < first
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "NaN" not in page
+    again = evaluate(str(tmp_path / "run"), data=[str(tmp_path / "test.jsonl")])
+    (figures,) = again.values()
+    assert figures["loss"] == pytest.approx(run.metrics["test"]["loss"], rel=1e-4)
+    alone = evaluate(str(tmp_path / "run" / "adapter"), data=[str(tmp_path / "test.jsonl")])
+    assert next(iter(alone.values())) == figures
+
+
+def test_what_is_published_says_what_it_does(tmp_path: Path) -> None:
+    run = write_recipe(tmp_path, "classification")
+    peftkit.finetune(str(run), out=str(tmp_path / "run"))
+    tree = lay_out(tmp_path / "run", tmp_path / "tree", repo="me/colors", base="org/bert")
+    assert "task.json" in tree.files
+    task = json.loads((tmp_path / "tree" / "task.json").read_text())
+    assert task == {"task": "classification", "labels": sorted(COLORS)}
+    card = (tmp_path / "tree" / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card
+    assert 'AutoModelForSequenceClassification.from_pretrained("org/bert", num_labels=4)' in card
+    assert "nats a row" in card
+
+
+def test_interrupted_it_goes_on_to_the_same_bytes(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    recipe = write_recipe(tmp_path, "masked-lm")
+    whole = cli("finetune", recipe, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    half = cli(
+        "finetune",
+        recipe,
+        "--out",
+        tmp_path / "parts",
+        "--set",
+        "train.save_every=6",
+        "--set",
+        "train.steps=30",
+    )
+    assert half.returncode == 0, half.stderr
+    files = [
+        tmp_path / each / "adapter" / "adapter_model.safetensors" for each in ("whole", "parts")
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_random_base_begins_without_knowledge(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "classification", method="full", rank=None)
+    text = json.loads(recipe.read_text())
+    text["base"]["weights"] = "random"
+    del text["adapter"]["rank"]
+    recipe.write_text(json.dumps(text))
+    run = peftkit.finetune(str(recipe), out=str(tmp_path / "run"))
+    assert run.metrics["test"]["rows"] == 32
+
+
+def test_vanilla_transformers_reads_the_head_after_its_labels(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    peftkit.finetune(str(write_recipe(tmp_path, "classification")), out=str(tmp_path / "run"))
+    folder = tmp_path / "run" / "adapter"
+    labels = json.loads((folder / "task.json").read_text())["labels"]
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=len(labels)
+    )
+    model = PeftModel.from_pretrained(base, str(folder)).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "base")
+    inputs = tokenizer("the wall is blue", return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, 4)

@@ -1,0 +1,200 @@
+"""The laws of adapters over families and tasks, and what each task's loss is made of."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import DECODERS, ENCODERS, TASKS_OF, build, task_called, write_rows
+from peft import PeftModel
+
+from peftkit.adapters.attach import attach, base_only, trainable
+from peftkit.adapters.store import load_adapter, save_adapter
+from peftkit.adapters.task_file import read_task
+from peftkit.base.load import shape_of
+from peftkit.base.locate import Origin
+from peftkit.base.targets import explain_experts
+from peftkit.base.tasks import new_parts, peft_task_of
+from peftkit.data.batch import Layout, collate_task, make_update
+from peftkit.errors import InputError
+from peftkit.evaluate.predictions import predict_all
+from peftkit.fast.loss import each_loss
+from peftkit.fast.task_losses import outputs_of
+from peftkit.recipe.sections.adapter import (
+    AdapterSection,
+    BitfitSection,
+    FullSection,
+    HeadSection,
+    Ia3Section,
+    LayernormSection,
+    LoraSection,
+    TopSection,
+)
+from peftkit.recipe.sections.base import BaseSection
+from peftkit.train.loop import accumulate
+
+CASES = [(family, task) for family, tasks in TASKS_OF.items() for task in tasks]
+LORA = LoraSection(rank=4)
+METHODS: dict[str, AdapterSection] = {
+    "lora": LORA,
+    "ia3": Ia3Section(method="ia3"),
+    "layernorm": LayernormSection(method="layernorm"),
+    "bitfit": BitfitSection(method="bitfit"),
+    "head": HeadSection(method="head"),
+    "head with a layer before": HeadSection(method="head", hidden=8, dropout=0.1),
+    "top": TopSection(method="top", blocks=1),
+    "full": FullSection(method="full"),
+}
+CPU = torch.device("cpu")
+CLASSIFIERS = [(family, name) for family in (*ENCODERS, "llama", "gpt2") for name in METHODS]
+POSSIBLE = [
+    case for case in CLASSIFIERS if case not in (("llama", "bitfit"), ("modernbert", "bitfit"))
+]
+
+
+def outputs(model: Any, task: str) -> torch.Tensor:
+    """What the model says of four rows, evaluated."""
+    with torch.inference_mode():
+        rows = write_rows(task)
+        if task == "causal-lm":
+            return each_loss(model.eval(), collate_task(rows, task_called(task), 0)).clone()
+        return outputs_of(model.eval(), collate_task(rows, task_called(task), 0)).clone()
+
+
+def gradients(model: Any, task: str, micro_rows: int) -> dict[str, torch.Tensor]:
+    """Of one update, in micro-batches of so many rows."""
+    model.zero_grad()
+    layout = Layout(False, micro_rows, 0, task=task_called(task))
+    draws = [(7, number) for number in range(4)]
+    update = make_update(write_rows(task), layout, draws=draws)
+    accumulate(model.eval(), update, CPU, seed=0)
+    return {name: p.grad.clone() for name, p in trainable(model).items() if p.grad is not None}
+
+
+def learn(model: Any, task: str, steps: int = 3) -> Any:
+    optimizer = torch.optim.AdamW(list(trainable(model).values()), lr=0.05)
+    batch = collate_task(write_rows(task), task_called(task), 0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        each_loss(model.train(), batch).sum().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def save(model: Any, folder: Path, method: str = "lora") -> Path:
+    save_adapter(model, folder, Origin("org/tiny", folder.parent, "0123abc"), method=method)
+    return folder
+
+
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_an_adapter_learns_comes_back_and_leaves_the_base_alone(
+    family: str, task: str, tmp_path: Path
+) -> None:
+    base = build(family, task)
+    before = outputs(base, task)
+    frozen = {name: p.clone() for name, p in base.named_parameters()}
+    model = attach(base, LORA, seed=0)
+    assert torch.allclose(outputs(model, task), before, atol=1e-6)
+    learn(model, task)
+    after = outputs(model, task)
+    assert not torch.allclose(after, before, atol=1e-4)
+    with base_only(model):
+        assert torch.allclose(outputs(model, task), before, atol=1e-6)
+    plain = build(family, task)
+    assert all(torch.equal(frozen[name], p) for name, p in plain.named_parameters())
+    folder = save(model, tmp_path / "adapter")
+    assert torch.equal(outputs(load_adapter(plain, folder), task), after)
+    theirs = PeftModel.from_pretrained(build(family, task), str(folder)).eval()
+    assert torch.equal(outputs(theirs, task), after)
+    assert read_task(folder)["task"] == task
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [case for case in CASES if case[1] not in ("embedding", "causal-lm")]
+)
+def test_micro_batches_and_padding_change_no_gradient(family: str, task: str) -> None:
+    model = attach(build(family, task), LORA, seed=0)
+    whole, alone = gradients(model, task, 4), gradients(model, task, 1)
+    assert whole.keys() == alone.keys()
+    assert any(float(g.abs().max()) > 1e-6 for g in whole.values())
+    for name, gradient in whole.items():
+        assert torch.allclose(gradient, alone[name], rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("family", "name"), POSSIBLE)
+def test_a_head_trains_beside_every_method_and_is_saved_with_it(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    task, section = "classification", METHODS[name]
+    model = attach(build(family, task), section, seed=0)
+    before = outputs(model, task)
+    heads = new_parts(model.get_base_model() if isinstance(model, PeftModel) else model)
+    assert heads
+    assert any(any(head in n for head in heads) for n in trainable(model))
+    learn(model, task)
+    after = outputs(model, task)
+    assert not torch.allclose(after, before, atol=1e-4)
+    with base_only(model):
+        assert torch.equal(outputs(model, task), before)
+    folder = save(model, tmp_path / "adapter", section.method)
+    loaded = load_adapter(build(family, task), folder)
+    assert torch.equal(outputs(loaded, task), after)
+    assert read_task(folder)["labels"] == ["cold", "hot", "mild"]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "llama"])
+def test_only_the_head_trains_on_frozen_features(family: str) -> None:
+    model = attach(build(family, "classification"), METHODS["head"], seed=0)
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    assert not any(id(parameter) in backbone for parameter in trainable(model).values())
+
+
+@pytest.mark.parametrize("task", ["classification", "embedding", "regression", "multi-label"])
+def test_predictions_do_not_depend_on_the_rows_around(task: str) -> None:
+    model, named = build("bert", task), task_called(task)
+    rows = write_rows(task, 6)
+    together = predict_all(model, rows, named, 0)
+    assert len(together.scores) == 6
+    if task == "embedding":
+        again = predict_all(model, rows[::-1], named, 0)
+        turned = [scores[::-1] for scores in again.scores[::-1]]
+        assert all(abs(a - b).max() < 1e-5 for a, b in zip(together.scores, turned, strict=True))
+        return
+    for number, row in enumerate(rows):
+        alone = predict_all(model, [row], named, 0)
+        assert abs(alone.scores[0] - together.scores[number]).max() < 1e-5
+        assert abs(alone.losses[0] - together.losses[number]) < 1e-5
+
+
+def test_each_family_is_known_to_peft_by_its_task() -> None:
+    found = {task: peft_task_of(build("bert", task)) for task in TASKS_OF["bert"]}
+    assert found == {
+        "masked-lm": None,
+        "classification": "SEQ_CLS",
+        "multi-label": "SEQ_CLS",
+        "token-classification": "TOKEN_CLS",
+        "regression": "SEQ_CLS",
+        "embedding": "FEATURE_EXTRACTION",
+    }
+    assert {peft_task_of(build(family)) for family in DECODERS} == {"CAUSAL_LM"}
+    assert peft_task_of(build("t5", "seq2seq")) == "SEQ_2_SEQ_LM"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_a_mixture_says_which_of_its_weights_no_adapter_reaches(family: str) -> None:
+    told = explain_experts(build(family))
+    assert told is not None
+    assert "`down_proj` (4, 32, " in told
+    adapted = attach(build(family), LORA, seed=0)
+    assert not any(".experts." in name for name in trainable(adapted))
+    whole = trainable(attach(build(family), METHODS["full"], seed=0))
+    assert any(".experts." in name for name in whole)
+    assert explain_experts(build("llama")) is None
+
+
+def test_a_base_that_cannot_do_a_task_says_so_before_its_weights_are_read(tmp_path: Path) -> None:
+    build("t5", "seq2seq").config.save_pretrained(tmp_path)
+    section = BaseSection(model=str(tmp_path), weights="random", task="masked-lm")
+    with pytest.raises(InputError, match=r"no masked-lm model for .*, a t5 base") as refusal:
+        shape_of(section, Origin("tiny", tmp_path, None))
+    assert refusal.value.hint
