@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 
-from peftkit.adapters.in_place import attach_in_place, putting_back
+from peftkit.adapters.in_place import attach_in_place
 from peftkit.adapters.lora import attach_lora
 from peftkit.adapters.peft_methods import attach_ia3, attach_oft, attach_vera
+from peftkit.adapters.several import using
 from peftkit.adapters.starts import start_on_inputs
 from peftkit.base.tokens import added_rows
 from peftkit.errors import RecipeError
@@ -31,6 +31,9 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "top": attach_in_place,
     "full": attach_in_place,
 }
+
+UNDER = "_peftkit_under"
+"""The attribute of a model that names the frozen adapters under the one that trains."""
 
 
 def attach(
@@ -67,9 +70,6 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def base_only(model: Any) -> AbstractContextManager[Any]:
-    """Inside, the model answers as the base it was before the adapter was put on it."""
-    if not isinstance(model, PeftModel):
-        return putting_back(model)
-    without: AbstractContextManager[Any] = model.disable_adapter()
-    return without
+def base_only(model: Any) -> AbstractContextManager[None]:
+    """Inside, the model answers as it did before the adapter that trains was put on it."""
+    return using(model, getattr(model, UNDER, ()))

@@ -174,6 +174,17 @@ def _plain_mapping(value: Any) -> str | None:
     return None if value is None or fits else "a flat mapping or null"
 
 
+def _library(value: Any) -> str | None:
+    """Where peft would import the class of the base from, which it notes without a task."""
+    fits = value is None or (
+        isinstance(value, dict)
+        and value.keys() <= {"base_model_class", "parent_library"}
+        and all(map(_is_name, value.values()))
+        and re.match(r"transformers\.models\.", value.get("parent_library") or "") is not None
+    )
+    return None if fits else f"a class of transformers or null, because {_no_code}"
+
+
 _rank = _whole(1, 65_536)
 _alpha = _number(-1e6, 1e6)
 _share = _number(0, 1)
@@ -185,7 +196,7 @@ _base_biases = _one_of("none", None)
 COMMON: dict[str, Rule] = {
     "peft_type": _text,
     "task_type": _one_of(None, *TASKS),
-    "auto_mapping": _unset(_no_code),
+    "auto_mapping": _library,
     "peft_version": _text,
     "base_model_name_or_path": _text,
     "revision": _text,

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 BLOCK = re.compile(r"\.(\d+)\.")
 Shape = tuple[int | None, ...]
+
+
+class Turned(tuple[int, ...]):
+    """Shape of a weight that is known to lie as (in, out), as GPT-2's layers do."""
+
+    __slots__ = ()
+
+
+class Upright(tuple[int, ...]):
+    """Shape of a weight that is known to lie as (out, in), as a linear layer's does."""
+
+    __slots__ = ()
+
+
 PREFIX = "base_model.model."
 OWN_TYPES = ("FULL", "HEAD", "BITFIT", "LAYERNORM", "TOP")
 """Not peft's: `delta.safetensors` holds the parameters that changed, under the base's own names."""
@@ -179,10 +193,15 @@ def _per_module(
 
 
 def _out_in(shape: tuple[int, ...] | None, config: Config) -> tuple[int | None, int | None]:
-    """Outputs and inputs of a layer; GPT-2's are stored the other way round."""
+    """Outputs and inputs of a layer; GPT-2's are stored the other way round.
+
+    Where layers of both kinds are adapted, what the configuration says is of the last one alone.
+    """
     if shape is None:
         return None, None
-    if config.get("fan_in_fan_out"):
+    if isinstance(shape, Turned) or (
+        config.get("fan_in_fan_out") and not isinstance(shape, Upright)
+    ):
         return shape[-1], shape[0]
     return shape[0], shape[-1]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from peftkit.adapters.head import choose_head_parameters
 from peftkit.base.targets import count_blocks, final_norm, is_norm, list_blocks
 from peftkit.base.tasks import new_parts
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 BEFORE = "_peftkit_before"
 """The attribute of a model under which its parameters lie as they were before training."""
+LOADED = "_is_hf_initialized"
+"""The attribute by which transformers knows a parameter that must not be drawn anew."""
 
 
 def attach_in_place(model: Any, section: AdapterSection) -> Any:
@@ -35,6 +39,8 @@ def attach_in_place(model: Any, section: AdapterSection) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
     keep_before(model, (name for name, p in model.named_parameters() if id(p) in chosen))
+    if count := getattr(section, "reset", 0):
+        _reset_top(model, count)
     return model
 
 
@@ -46,6 +52,27 @@ def _refuse_packed(parameters: Iterable[Tensor], method: str) -> None:
             "packed in fewer bits",
             hint="`--set adapter.method=lora` trains beside them",
         )
+
+
+@torch.no_grad()
+def _reset_top(model: Any, count: int) -> None:
+    """Give the top blocks the random numbers that a model of this family begins with.
+
+    What a model read from files carries a mark that keeps transformers from drawing anew. A family
+    that draws no start for some parameter would keep it, so each is spoiled first, and looked at.
+    """
+    for block in list_blocks(model)[-count:]:
+        for parameter in block.parameters():
+            vars(parameter).pop(LOADED, None)
+            parameter.fill_(torch.nan)
+        for module in reversed(list(block.modules())):  # a family may treat what is inside anew
+            model._init_weights(module)
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not bool(parameter.isfinite().all()):
+            raise RecipeError(
+                f"adapter.reset: a {model.config.model_type} base knows no start for `{name}`",
+                hint="`--set adapter.reset=0` trains the blocks from what they are",
+            )
 
 
 def keep_before(model: Any, names: Iterable[str]) -> None:
@@ -68,6 +95,11 @@ def putting_back(model: Any) -> Iterator[None]:
     finally:
         for name, parameter in own.items():
             parameter.data = trained[name]
+
+
+def forget_before(model: Any) -> None:
+    """Take what was loaded in place for the base: `putting_back` goes no further back than now."""
+    vars(model).pop(BEFORE, None)
 
 
 def _choose_biases(model: Any, _: Any) -> list[Tensor]:

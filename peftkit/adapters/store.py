@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import keep_before
+from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.starts import as_plain
 from peftkit.adapters.task_file import restore_head, write_task
 from peftkit.adapters.tokens import token_rows
@@ -33,14 +34,30 @@ if TYPE_CHECKING:
 PEFT_WEIGHTS = "adapter_model.safetensors"
 CHANGED_WEIGHTS = "delta.safetensors"
 CONFIG = "adapter_config.json"
+NOTE = "under.json"
+"""Which adapter stands under the one that is saved."""
 ROOM = 65_536
 """Bytes for the names in the weights and for the configuration."""
 
 
 def save_adapter(
-    model: Any, folder: Path, origin: Origin, *, method: str, tokenizer: Any = None
+    model: Any,
+    folder: Path,
+    origin: Origin,
+    *,
+    method: str,
+    tokenizer: Any = None,
+    under: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the adapter to `folder`, whole or not at all, with the tokenizer if that has changed.
+    """Write the adapter that trains to `folder`, whole or not at all.
+
+    Args:
+        model: with it.
+        folder: what was there goes.
+        origin: of the base.
+        method: the recipe's.
+        tokenizer: to be saved beside it, if it is no longer the base's.
+        under: what is to be noted of the adapter under it, where there is one.
 
     Raises:
         RunError: a weight is not finite.
@@ -59,18 +76,29 @@ def save_adapter(
         write_task(model, building)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(building))
+        if under is not None:
+            (building / NOTE).write_text(json.dumps(under, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with the adapter of `folder` on it, checked before anything reads its weights."""
+def load_adapter(
+    model: Any, folder: Path, *, name: str = "default", base: str | None = None
+) -> Any:
+    """The model with the adapter of `folder` on it, checked before anything reads its weights.
+
+    Args:
+        model: a base.
+        folder: of the adapter.
+        name: what peft shall call it.
+        base: name of the base, where it is known: an adapter made for another one is refused.
+    """
     restore_head(model, folder)
-    facts = verify_adapter(folder, module_shapes(model))
+    facts = verify_adapter(folder, module_shapes(model), base=base)
     if not set(added_rows(model)) <= set(token_rows(folder)):
         raise InputError(f"`{folder}` has no rows for the tokens that were added to the base")
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
     with quiet():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=name).eval()
 
 
 def _contents_of(model: Any) -> tuple[Mapping[str, Tensor], Any | None]:
@@ -116,20 +144,9 @@ def _load_changed(model: Any, folder: Path) -> Any:
 
 def add_adapter(model: Any, folder: Path, number: int) -> Any:
     """The model with one more adapter of the same kind active beside those it has."""
-    if not isinstance(model, PeftModel):
-        raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
-    facts = verify_adapter(folder, module_shapes(model))
     if token_rows(folder):
         raise InputError(f"`{folder}` cannot be added: it brings rows of tokens of its own")
-    first: Any = model.peft_config[model.active_adapters[0]]
-    kind = first.peft_type.value
-    if facts.peft_type != kind:
-        raise InputError(
-            f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
-        )
     name = f"adapter{number}"
-    with quiet():
-        model.load_adapter(str(folder), adapter_name=name)
-    tuner: Any = model.base_model
-    tuner.set_adapter([*model.active_adapters, name])
+    load_beside(model, folder, name)
+    use(model, [*acting(model), name])
     return model.eval()

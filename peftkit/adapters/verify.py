@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.config_fields import config_problems
-from peftkit.adapters.expected import OWN_TYPES, Shape, expected_tensors
+from peftkit.adapters.expected import OWN_TYPES, Shape, Turned, Upright, expected_tensors
 from peftkit.adapters.weights_header import (
     FLOAT_BYTES,
     DamagedFileError,
@@ -37,6 +38,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 DELTA_FILE = "delta.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+MADE_FOR = f"{CONFIG_FILE}: base_model_name_or_path: made for"
 LONGEST_CONFIG = 1024 * 1024
 MOST_EXAMPLES = 5
 OWN_PARTS = (
@@ -50,6 +52,11 @@ OWN_PARTS = (
     "modules_to_save",
 )
 """How the parts that an adapter adds to a model begin."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+TIED_COPY = (
+    "a copy that `ensure_weight_tying` made of another tensor, and that would overwrite the weight "
+    "of a base that ties nothing; ask for one saved without it"
+)
 ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -97,7 +104,7 @@ def verify_adapter(
     if not problems:
         problems += _several("holds numbers that are not finite", _not_finite(found.weights))
     if found.config is None or problems:
-        raise _refused(folder, problems)
+        raise _refused(folder, problems, found.config)
     return _facts(found.config, found)
 
 
@@ -114,7 +121,9 @@ def module_shapes(model: Any) -> dict[str, tuple[int, ...]]:
             continue
         clean = name.replace(".base_layer", "").replace(".original_module", "")
         if isinstance(module, torch.nn.Linear):
-            shapes[clean] = (module.out_features, module.in_features)
+            shapes[clean] = Upright((module.out_features, module.in_features))
+        elif isinstance(module, Conv1D):
+            shapes[clean] = Turned(weight.shape)
         else:
             shapes[clean] = tuple(weight.shape)
     return shapes
@@ -141,7 +150,7 @@ def _by_module(
     if shapes is None:
         return None
     return {
-        name.removesuffix(".weight"): tuple(shape)
+        name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
         if not name.endswith(".bias") and not _part_of_adapter(name)
     }
@@ -216,10 +225,15 @@ def _links_out(folder: Path) -> list[str]:
 
 
 def _other_base(named: Any, base: str) -> list[str]:
-    """Why the adapter is not for `base`, where both are names that can be compared."""
-    if named == base or not all(_is_public_name(name) for name in (named, base)):
+    """Why the adapter is not for `base`, where both are names that can be compared.
+
+    One model lies on a hub under several owners, so the owner's part of a name does not count.
+    """
+    if not all(_is_public_name(name) for name in (named, base)):
         return []
-    return [f"{CONFIG_FILE}: base_model_name_or_path: made for `{named}`, not for `{base}`"]
+    if named.rpartition("/")[2].lower() == base.rpartition("/")[2].lower():
+        return []
+    return [f"{MADE_FOR} `{named}`, not for `{base}`"]
 
 
 def _is_public_name(name: Any) -> bool:
@@ -238,6 +252,11 @@ def _tensor_problems(
     known = expected.optional | expected.required
     extra = [name for name in present if name not in known]
     like_base = [name for name in extra if _named_like_base(name)]
+    if config.get("ensure_weight_tying"):
+        copies = [name for name in like_base if name.endswith(("lm_head.weight", *EMBEDDINGS))]
+        yield from _several(TIED_COPY, copies)
+        like_base = [name for name in like_base if name not in copies]
+        extra = [name for name in extra if name not in copies]
     yield from _several("is named like a base weight and would overwrite it", like_base)
     yield from _several(
         "does not belong to the adapter", (name for name in extra if name not in like_base)
@@ -304,11 +323,16 @@ def _shortened(lines: list[str]) -> list[str]:
     return [*lines[:MOST_EXAMPLES], *([f"and {more} more of this kind"] if more > 0 else [])]
 
 
-def _refused(folder: Path, problems: list[str]) -> InputError:
+def _refused(folder: Path, problems: list[str], config: dict[str, Any] | None) -> InputError:
+    hint = "get the adapter from its author again, or train it anew with `peftkit finetune`"
+    if config is not None and all(MADE_FOR in problem for problem in problems):
+        base = config["base_model_name_or_path"]
+        hint = (
+            f"`peftkit generate {base} --adapter {folder}` puts it on its own base; "
+            "a base given as a folder is compared by its layers alone"
+        )
     return InputError(
-        f"`{folder}` is not an adapter that peftkit will load",
-        problems=problems,
-        hint="get the adapter from its author again, or train it anew with `peftkit finetune`",
+        f"`{folder}` is not an adapter that peftkit will load", problems=problems, hint=hint
     )
 
 

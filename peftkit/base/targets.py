@@ -25,6 +25,13 @@ LAST_OF_MLP = (
     *("mlp.Wo", "DenseReluDense.wo", "ffn.lin2", "layer.{}.output.dense"),
 )
 """What families call the last layer of an MLP; `{}` is the number of its block."""
+READ_DIRECTLY = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h"), ("out_proj",)),
+    **dict.fromkeys(("bamba", "granitemoehybrid"), ("out_proj",)),
+    "jamba": ("dt_proj",),
+}
+"""By family, layers whose weights a fused kernel reads past the layer: an adapter has no effect."""
 FINAL_NORMS = ("norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm")
 """What families call the norm above all blocks."""
 
@@ -55,19 +62,26 @@ def shape_of_layer(layer: Any) -> tuple[int, int]:
 def choose_targets(model: Any, wanted: Sequence[str]) -> list[str]:
     """The layer names (`q_proj`, …) that `adapter.targets` means in this model."""
     layers = linear_layers(model)
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    read = READ_DIRECTLY.get(model.config.model_type, ())
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in layers} - set(read))
     if tuple(wanted) == ("all-linear",):
         gates = {name.rsplit(".", 1)[-1] for name, layer in layers.items() if _is_gate(layer)}
         return [leaf for leaf in leaves if leaf not in gates]
     problems = []
     for name in wanted:
+        if name.rsplit(".", 1)[-1] in read:
+            problems.append(
+                f"adapter.targets: `{name}` cannot be adapted: a {model.config.model_type} base "
+                "reads its weights past the layer"
+            )
+            continue
         if not any(means(name, full) for full in layers):
             close = get_close_matches(name, leaves, n=1, cutoff=0.5)
             ending = f"did you mean `{close[0]}`?" if close else "no layer is called that"
             problems.append(f"adapter.targets: `{name}` matches nothing; {ending}")
     if problems:
         raise RecipeError(
-            "the base has no such layers",
+            "the base has no such layers" if not read else "the base has no such layers to adapt",
             problems=problems,
             hint=f"this base has: all-linear, {', '.join(leaves)}",
         )

@@ -20,6 +20,10 @@ MEANINGLESS = (
     ".*lora_bias=True. was passed but the targeted layer.*",
     # peft 0.21 takes every vector of an adapter for what is left of a matrix that was divided.
     r".*LoRA tensor\(s\) have invalid shape: \S+\.lora_B\.bias:.*",
+    # peft puts it right layer by layer, and the word it writes down is that of the last layer.
+    "fan_in_fan_out is set to .*",
+    # Only where an adapter is saved under another name than peft's own, which ours never are.
+    "Adapter name .* should not be contained in the prefix.*",
 )
 
 

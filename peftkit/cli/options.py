@@ -12,5 +12,9 @@ set_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 adapter_option = click.option(
-    "--adapter", "adapters", multiple=True, metavar="DIR", help="Add an adapter; may be repeated."
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[NAME=]DIR",
+    help="Add an adapter; may be repeated.",
 )

@@ -37,8 +37,12 @@ def answer_all(
     *,
     stops: frozenset[int],
     room: int,
+    adapters: Sequence[str] = (),
 ) -> list[Answer]:
-    """One greedy answer a prompt, in the prompts' order; the same with any batching."""
+    """One greedy answer a prompt, in the prompts' order; the same with any batching.
+
+    With `adapters`, a name for each prompt, peft gives each row of a batch its own.
+    """
     from transformers import GenerationConfig
 
     model.eval()
@@ -55,11 +59,13 @@ def answer_all(
     for indices in batches_by_length(lengths, BATCH_TOKENS):
         inputs, mask = _pad_left([prompts[index] for index in indices])
         device = next(model.parameters()).device
+        mixed = {"adapter_names": [adapters[index] for index in indices]} if adapters else {}
         with _own_habits_off(model):
             produced = model.generate(
                 input_ids=inputs.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
+                **mixed,
             )
         start = 1 if reads_apart else inputs.shape[1]
         for index, row in zip(indices, produced[:, start:].tolist(), strict=True):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.adapters.attach import attach, base_only, trainable
+from peftkit.adapters.attach import base_only, trainable
+from peftkit.adapters.stack import attach_over, describe
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
 from peftkit.errors import RecipeError, RunError
@@ -126,8 +127,7 @@ def finetune(
         _say_what_is_there(prepared, watch)
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
-        base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-        model = _attach(base.model, recipe, setup, checkpoint)
+        model = load_adapted(recipe, setup, () if checkpoint else _opening(setup))
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)
@@ -149,6 +149,7 @@ def finetune(
                 setup.origin,
                 method=recipe.adapter.method,
                 tokenizer=setup.changed_tokenizer,
+                under=describe(setup.below),
             )
         after = evaluate_all(model, setup, recipe, paths, watch)
         return processes.tell(conclude(run, recipe, setup, before, after))
@@ -161,6 +162,28 @@ def _refuse_several(recipe: Recipe, processes: Processes) -> None:
             f"{processes.world} processes cannot divide",
             hint="start one process",
         )
+
+
+def load_adapted(recipe: Recipe, setup: Setup, documents: Sequence[Sequence[int]] = ()) -> Any:
+    """The base with the recipe's fresh adapter, above the frozen one it may name.
+
+    It may start from `documents`; one that goes on, or is told its numbers, needs none.
+    """
+    base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
+    return attach_over(
+        base.model,
+        recipe.adapter,
+        setup.below,
+        seed=recipe.seed,
+        base=setup.origin.name,
+        documents=documents,
+    )
+
+
+def _opening(setup: Setup) -> list[list[int]]:
+    """Token ids of the first training documents."""
+    examples = setup.data.train.examples[:START_DOCUMENTS]
+    return [example.tokens.tolist() for example in examples]
 
 
 def _settle(
@@ -179,13 +202,6 @@ def _settle(
     return choices
 
 
-def _attach(model: Any, recipe: Recipe, setup: Setup, checkpoint: Checkpoint | None) -> Any:
-    """The base with its adapter, which may start from documents; one that goes on needs none."""
-    examples = [] if checkpoint else setup.data.train.examples[:START_DOCUMENTS]
-    documents = [example.tokens.tolist() for example in examples]
-    return attach(model, recipe.adapter, seed=recipe.seed, documents=documents)
-
-
 def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -> Kept | None:
     """The states that enter the first adapted block, where they are to be kept."""
     if not choices.frozen:
@@ -195,7 +211,7 @@ def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -
         raise RunError(f"the run began with {PATHS['frozen']}, which is no longer possible: {cut}")
     watch.say(f"computing once what {cut.first} frozen blocks make of the training documents")
     documents = setup.data.train.examples
-    return keep_states(model, documents, cut, base=setup.weights_key, flat=choices.flat)
+    return keep_states(model, documents, cut, base=setup.standing_on, flat=choices.flat)
 
 
 def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
@@ -211,6 +227,10 @@ def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
 
 
 def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
+    for each in prepared.setup.below:
+        watch.say(
+            f"the new adapter stands on `{each.name}`, and is compared with the base and that"
+        )
     for problem in prepared.damaged:
         watch.say(f"skipped a damaged checkpoint: {problem}")
     for change in prepared.changes:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from peftkit.adapters.attach import attach
-from peftkit.base.load import load_base
 from peftkit.errors import InputError
 from peftkit.fast.paths import restore_paths
 from peftkit.pipeline.choices import keep_choices
 from peftkit.pipeline.conclude import Run
-from peftkit.pipeline.finetune import keep_base_states
+from peftkit.pipeline.finetune import keep_base_states, load_adapted
 from peftkit.pipeline.identity import identify
 from peftkit.pipeline.setup import set_up
 from peftkit.pipeline.signals import Requests, handling
@@ -51,8 +49,7 @@ def _help(start: Start, processes: Processes) -> None:
             f"process {processes.rank} finds another base or other data than the first",
             hint="give every machine the same files at the same places",
         )
-    base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-    model = attach(base.model, recipe.adapter, seed=recipe.seed)
+    model = load_adapted(recipe, setup)
     choices = keep_choices(processes.hear().facts, model)
     torch.set_num_threads(choices.threads)
     processes.wait()  # until the first has filled what is kept

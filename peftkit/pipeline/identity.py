@@ -34,13 +34,16 @@ def refuse_another(run: RunFolder, recipe: Recipe, allow: Sequence[str] = ()) ->
 
 def identify(recipe: Recipe, setup: Setup) -> dict[str, Any]:
     """The digests that must not change between a run and its resumption."""
+    base = {
+        "model": setup.origin.name,
+        "commit": setup.origin.commit,
+        "digest": setup.digest,
+    }
+    if setup.below:
+        base["under"] = "+".join(each.facts.sha256 for each in setup.below)
     return {
         "recipe": digest(recipe),
-        "base": {
-            "model": setup.origin.name,
-            "commit": setup.origin.commit,
-            "digest": setup.digest,
-        },
+        "base": base,
         "data": setup.data.digests,
     }
 
@@ -92,7 +95,7 @@ def _parts(digests: Mapping[str, Any]) -> dict[str, Any]:
     base = dict(digests.get("base") or {})
     return {
         "recipe": digests.get("recipe"),
-        "base": {"digest": base.get("digest")},
+        "base": {name: base[name] for name in ("digest", "under") if base.get(name)},
         "data": dict(digests.get("data") or {}),
     }
 

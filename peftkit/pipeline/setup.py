@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftkit.adapters.attach import attach, trainable
+from peftkit.adapters.stack import Below, find_below
 from peftkit.base.load import load_tokenizer, pad_id_of, settle_dtype, shape_of, stop_ids
 from peftkit.base.locate import Origin, digest, locate, read_json
 from peftkit.base.machine import choose_device
@@ -19,7 +20,7 @@ from peftkit.data.prepare import Data, prepare_data
 from peftkit.data.task import Task, describe_task, settle_labels
 from peftkit.errors import RecipeError
 from peftkit.fast.refusals import unwrap
-from peftkit.recipe.sections.adapter import IN_PLACE
+from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 from peftkit.recipe.sections.base import LABELLED
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ class Setup:
     data: Data
     task: Task
     seed: int
+    below: tuple[Below, ...] = ()
+    """Frozen adapters that the new one stands on, the lowest first."""
+
+    @property
+    def standing_on(self) -> str:
+        """Key of all that is frozen: the base, and what stands under the new adapter."""
+        return "+".join([self.weights_key, *(each.facts.sha256 for each in self.below)])
 
     @property
     def dtype(self) -> str:
@@ -87,6 +95,9 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         base = base.model_copy(update={"dtype": dtype})
     data = prepare_data(recipe.data, make_encoder(base, recipe.data, tokenizer, stops))
     base = base.model_copy(update={"labels": _find_labels(base, data)})
+    below: tuple[Below, ...] = ()
+    if recipe.adapter.under != NOTHING:
+        below = find_below(recipe.adapter, shape_of(base, origin), base=origin.name)
     return Setup(
         origin=origin,
         digest=digest(origin, weights=recipe.base.weights == "pretrained"),
@@ -98,6 +109,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         data=data,
         task=task_of(base, origin, tokenizer),
         seed=recipe.seed,
+        below=below,
     )
 
 

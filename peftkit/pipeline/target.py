@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import PeftModel
+
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.fold import fold
-from peftkit.adapters.store import CONFIG, add_adapter, load_adapter
+from peftkit.adapters.several import use
+from peftkit.adapters.stack import FOUND, OWN, find_adapter, line_up, load_placed
+from peftkit.adapters.store import CONFIG
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.tokens import added_tokens
+from peftkit.adapters.verify import check_adapter_name
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
 from peftkit.errors import InputError, RecipeError
@@ -19,11 +24,16 @@ from peftkit.recipe.schema import Recipe
 from peftkit.recipe.sections.base import BaseSection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from peftkit.adapters.stack import Placed
     from peftkit.base.load import Base
 
 TEMPLATED = {"chat", "instruction"}
+BARE = "base"
+"""What a request calls the base without any adapter."""
+TAKEN = (BARE, OWN)
+"""Names that are no longer free for an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,46 +49,93 @@ class Target:
     """The recipe of a run, where the target is one."""
     templated: bool
     """Whether prompts go through the chat template unless someone says otherwise."""
+    choices: Mapping[str | None, tuple[str, ...]]
+    """Adapters that act together, by the name that asks for them; `None` is the target itself."""
 
     def fold(self) -> Any:
         """The plain model with the adapters in its own weights; the target is used up."""
         return fold(self.model)
 
 
-def open_target(name: str, adapters: Sequence[str] = ()) -> Target:
-    """Load what `name` says, and every adapter of `adapters` on top of it, each one checked."""
+def open_target(name: str, adapters: Sequence[str] = (), *, apart: bool = False) -> Target:
+    """Load what `name` says, and every adapter of `adapters` beside it, each one checked.
+
+    Args:
+        name: a run folder, an adapter folder or a base.
+        adapters: more of them, as `PATH` or `name=PATH`.
+        apart: none of `adapters` acts until it is asked for; else they add up.
+    """
     folder = Path(name).expanduser()
     recipe = _recipe_of(folder)
     first = folder / "adapter" if recipe else folder
-    wanted = [first] if recipe or (folder / CONFIG).exists() else []
+    own = [first] if recipe or (folder / CONFIG).exists() else []
     section = (
         _locked_base(folder, recipe)
         if recipe
         else _base_of(folder, name)
-        if wanted
+        if own
         else _named_base(name)
     )
-    for path in wanted:
+    for path in own:
         if not (path / CONFIG).exists():
             raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
-    wanted += [_adapter_folder(adapter) for adapter in adapters]
-    if wanted:
-        section = _for_its_task(section, wanted[0])
-    if wanted and not recipe:
-        section = section.model_copy(update={"add_tokens": added_tokens(wanted[0], section)})
+    placed = line_up([*((OWN, path) for path in own), *name_adapters(adapters)])
+    section = _for_their_task(section, placed)
+    if placed and not recipe:
+        tokens = added_tokens(placed[0].folder, section)
+        section = section.model_copy(update={"add_tokens": tokens})
     base = load_base(section, device=choose_device())
-    model = base.model
-    for number, path in enumerate(wanted):
-        model = load_adapter(model, path) if number == 0 else add_adapter(model, path, number)
+    model = load_placed(base.model, placed, base=base.origin.name)
+    choices = _choices(model, placed)
+    if isinstance(model, PeftModel):
+        present = [each.name for each in placed if each.name in model.peft_config]
+        acting = [each for each in choices[None] if each in present] if apart else present
+        use(model, acting or present[:1])
     template = base.tokenizer.chat_template is not None
     return Target(
         base=base,
-        model=model,
+        model=model.eval(),
         stops=stop_ids(base.origin, base.tokenizer),
         section=section,
         recipe=recipe,
-        templated=template and _trained_on_turns(folder, recipe, wanted),
+        templated=template and _trained_on_turns(folder, recipe, [each.folder for each in placed]),
+        choices=choices,
     )
+
+
+def name_adapters(written: Sequence[str]) -> list[tuple[str, Path]]:
+    """Name and folder of each `--adapter`; one without a name is called after its number.
+
+    Raises:
+        RecipeError: a name cannot be one, or stands there twice, or there is no adapter.
+    """
+    found: dict[str, Path] = {}
+    for number, text in enumerate(written, 1):
+        name, sign, path = text.partition("=")
+        if not sign or Path(text).expanduser().exists():
+            name, path = f"adapter{number}", text
+        if check_adapter_name(name) in {*found, *TAKEN} or name.startswith(FOUND):
+            raise RecipeError(
+                f"--adapter {text}: the name `{name}` is taken",
+                hint=f"give each a name of its own, but {' and '.join(TAKEN)}",
+            )
+        found[name] = find_adapter(path)
+    return list(found.items())
+
+
+def _choices(model: Any, placed: Sequence[Placed]) -> dict[str | None, tuple[str, ...]]:
+    """What may be asked for, by name, as the adapters that then act together."""
+    known = list(model.peft_config) if isinstance(model, PeftModel) else []
+    choices: dict[str | None, tuple[str, ...]] = {None: ()}
+    for each in placed:
+        together = tuple(name for name in (*each.below, each.name) if name in known)
+        if each.name == OWN:
+            choices[None] = together
+        elif not each.name.startswith(FOUND):
+            choices[each.name] = together
+    if all(each.name in known for each in placed):  # else the base itself is no longer there
+        choices[BARE] = ()
+    return choices
 
 
 def _recipe_of(folder: Path) -> Recipe | None:
@@ -97,23 +154,17 @@ def _locked_base(folder: Path, recipe: Recipe) -> BaseSection:
     return recipe.base.model_copy(update={name: value for name, value in found.items() if value})
 
 
-def _for_its_task(section: BaseSection, adapter: Path) -> BaseSection:
-    """The base as the adapter's `task.json` wants it: with the labels that it was trained on."""
-    found = read_task(adapter)
+def _for_their_task(section: BaseSection, placed: Sequence[Placed]) -> BaseSection:
+    """The base as the adapters' `task.json` wants it: with the labels that it was trained on.
+
+    Where a task adapter stands on one of a language model, what the upper one does is done.
+    """
+    if not placed:
+        return section
+    tasks = [read_task(each.folder) for each in placed]
+    found = next((task for task in tasks if task["task"] != "causal-lm"), tasks[0])
     labels = tuple(found["labels"]) or "auto"
     return section.model_copy(update={"task": found["task"], "labels": labels})
-
-
-def _adapter_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    inner = folder / "adapter"
-    found = inner if (inner / CONFIG).exists() else folder
-    if not (found / CONFIG).exists():
-        raise RecipeError(
-            f"`{name}` is not an adapter: it has no {CONFIG}",
-            hint="give a run folder or its `adapter` folder",
-        )
-    return found
 
 
 def _base_of(folder: Path, name: str) -> BaseSection:

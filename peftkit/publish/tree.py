@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.adapters.store import NOTE
 from peftkit.adapters.task_file import TASK_FILE
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE
 from peftkit.errors import InputError, RecipeError
@@ -34,7 +35,7 @@ TOKENIZER_FILES = (
 RECORDS = ("recipe.resolved.json", "metrics.json", "findings.json", "lock.json")
 """What a run says about itself, published under `peftkit/`."""
 PUBLISHED = frozenset(
-    [CONFIG_FILE, WEIGHTS_FILE, DELTA_FILE, TASK_FILE, CARD, *TOKENIZER_FILES]
+    [CONFIG_FILE, WEIGHTS_FILE, DELTA_FILE, NOTE, TASK_FILE, CARD, *TOKENIZER_FILES]
     + [f"peftkit/{name}" for name in RECORDS]
 )
 """Every file that is ever published; anything else in an adapter folder stays where it is."""
@@ -72,7 +73,7 @@ def lay_out(run: Path, into: Path, *, repo: str, base: str | None = None) -> Tre
     into.mkdir(parents=True, exist_ok=True)
     config |= {"base_model_name_or_path": named.loadable, "revision": named.commit}
     _write_json(into / CONFIG_FILE, config)
-    for name in (WEIGHTS_FILE, DELTA_FILE, TASK_FILE, *TOKENIZER_FILES):
+    for name in (WEIGHTS_FILE, DELTA_FILE, NOTE, TASK_FILE, *TOKENIZER_FILES):
         if (adapter / name).is_file():
             _copy(adapter / name, into / name)
     (into / CARD).write_text(_card(run, adapter, repo, base), encoding="utf-8")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 Names = tuple[str, ...]
 
 _MODEL: Names = ("base", "model")
+_UNDER: Names = ("adapter", "under")
 _SOURCES: frozenset[Names] = frozenset(
     {
         ("data", "train"),
@@ -58,6 +59,8 @@ def _is_path(text: str, folder: Path, at: Names) -> bool:
         return False
     if at == _MODEL:
         return names_a_folder(text, folder)
+    if at == _UNDER:
+        return text != "none"
     return at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"}
 
 

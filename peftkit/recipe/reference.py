@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -65,10 +66,25 @@ def _keys(
             expected, meaning = shape.describe(annotation), info.description or ""
             yield Key(dotted, belongs, expected, _default(dotted, info), meaning)
         yield from _choice(annotation, dotted, info)
+        found: list[Key] = []
         for own_tag, kind in inside:
             if kind not in seen:  # a source has the same keys wherever it stands
                 seen.add(kind)
-                yield from _keys(kind, dotted, own_tag, seen)
+                found += _keys(kind, dotted, own_tag, seen)
+        yield from _once(found, len(inside))
+
+
+def _once(found: list[Key], kinds: int) -> Iterator[Key]:
+    """Keys, those that each of several kinds of a section has in the same way only once."""
+    alike = Counter(replace(key, belongs="") for key in found)
+    told = set()
+    for key in found:
+        plain = replace(key, belongs="")
+        if kinds == 1 or alike[plain] < kinds:
+            yield key
+        elif plain not in told:
+            told.add(plain)
+            yield plain
 
 
 def _choice(annotation: Any, dotted: str, info: FieldInfo) -> Iterator[Key]:

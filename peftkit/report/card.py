@@ -56,6 +56,8 @@ class Subject:
     """Whether the adapter brings a tokenizer of its own."""
     does: Loose
     """task.json, where the adapter does something else than write on."""
+    below: tuple[tuple[str, str, str], ...] = ()
+    """Name, kind and digest of each adapter that it was trained above, the lowest first."""
 
 
 def build_card(run: Path, *, base: str | None = None, repo: str | None = None) -> str:
@@ -72,12 +74,14 @@ def build_card(run: Path, *, base: str | None = None, repo: str | None = None) -
         _summary(subject),
         _verdict(subject.run),
         "## How to load it",
+        *_standing_on(subject),
         how_to_load(
             subject.base,
             subject.config,
             subject.repo,
             tokenizer=subject.tokenizer,
             does=subject.does,
+            below=[(name, kind) for name, kind, _ in subject.below],
         ),
         *_measured(subject.run, _task(subject)),
         *_findings(subject.run),
@@ -105,8 +109,31 @@ def _subject(run: Path, base: str | None, repo: str | None) -> Subject:
         recipe=table(tolerant.read_json(run / "recipe.resolved.json").value),
         repo=repo,
         tokenizer=(adapter / "tokenizer_config.json").exists(),
+        below=tuple(_below(tolerant.read_json(adapter / "under.json").value)),
         does=table(tolerant.read_json(adapter / "task.json").value),
     )
+
+
+def _below(note: object) -> Iterator[tuple[str, str, str]]:
+    """What a note beside the adapter says of those under it, as far as it can be read."""
+    listed = table(note).get("all")
+    for each in listed if isinstance(listed, list) else ():
+        name, kind, digest = (text(table(each).get(key)) for key in ("name", "peft_type", "sha256"))
+        yield file_name(name or "another"), kind or "LORA", digest or "unknown"
+
+
+def _standing_on(subject: Subject) -> list[str]:
+    """What must be under it, said before the lines that load it."""
+    if not subject.below:
+        return []
+    named = " and ".join(
+        f"{prose(name)} (weights with digest `{digest}`)" for name, _, digest in subject.below
+    )
+    sentence = (
+        f"It was trained above another adapter and means little without it: {named}. Where the "
+        "base is named in a comparison here, it is the base with what stands under this adapter."
+    )
+    return [sentence]
 
 
 def _front_matter(subject: Subject) -> str:

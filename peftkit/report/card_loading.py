@@ -9,6 +9,8 @@ from peftkit.report.text import fenced
 from peftkit.report.tolerant import text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from peftkit.report.origin import BaseName
     from peftkit.report.tolerant import Loose
 
@@ -30,7 +32,13 @@ _WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
 def how_to_load(
-    base: BaseName, config: Loose, repo: str | None, *, tokenizer: bool, does: Loose
+    base: BaseName,
+    config: Loose,
+    repo: str | None,
+    *,
+    tokenizer: bool,
+    does: Loose,
+    below: Sequence[tuple[str, str]] = (),
 ) -> str:
     """A code block that runs as it is, and what to know before it does.
 
@@ -40,6 +48,7 @@ def how_to_load(
         repo: hub id of the adapter; without one the lines load the folder they are found in.
         tokenizer: whether the adapter brings its own.
         does: task.json, which says how many outputs a head has.
+        below: name and kind of each adapter that it was trained above, the lowest first.
     """
     kind = text(config.get("peft_type")) or "LORA"
     model = _CLASSES.get(text(config.get("task_type")) or "", "AutoModelForCausalLM")
@@ -48,12 +57,12 @@ def how_to_load(
     here = json.dumps(repo or ".")
     own = here if tokenizer else f"{source}{revision}"
     lines = [
-        *_imports(base, kind, model, repo),
+        *_imports(base, (kind, *(each for _, each in below)), model, repo),
         "",
         f"base = {model}.from_pretrained({source}{revision}{_outputs(does)})",
         f"tokenizer = AutoTokenizer.from_pretrained({own})",
         *(_GROW if tokenizer and config.get("trainable_token_indices") else ()),
-        *_attach(kind, here, repo),
+        *_attach_above(kind, here, repo, below),
     ]
     if model in _WRITES:
         lines += [
@@ -62,7 +71,8 @@ def how_to_load(
             "answer = model.generate(input_ids=prompt, max_new_tokens=40)",
             "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
         ]
-    return "\n\n".join([_before(base, kind, repo), fenced("\n".join(lines), "python")])
+    before = _before(base, kind, repo, above=bool(below))
+    return "\n\n".join([before, fenced("\n".join(lines), "python")])
 
 
 def _outputs(does: Loose) -> str:
@@ -83,12 +93,12 @@ def _source(base: BaseName) -> tuple[str, str]:
     return json.dumps(f"path/to/{base.name if base.kind == 'folder' else 'the-base'}"), ""
 
 
-def _imports(base: BaseName, kind: str, model: str, repo: str | None) -> list[str]:
-    changed = kind in CHANGED_ONLY
+def _imports(base: BaseName, kinds: Sequence[str], model: str, repo: str | None) -> list[str]:
+    kind, changed = kinds[0], [each in CHANGED_ONLY for each in kinds]
     wanted = [
-        ("from huggingface_hub import hf_hub_download", changed and repo is not None),
-        ("from peft import PeftModel", not changed),
-        ("from safetensors.torch import load_file", changed),
+        ("from huggingface_hub import hf_hub_download", changed[0] and repo is not None),
+        ("from peft import PeftModel", not all(changed)),
+        ("from safetensors.torch import load_file", any(changed)),
         (f"from transformers import {model}, AutoTokenizer", True),
         ("", kind == "BOTTLENECK" or base.kind == "builtin"),
         ("import peftkit.adapters  # teaches peft this kind of adapter", kind == "BOTTLENECK"),
@@ -107,7 +117,33 @@ def _attach(kind: str, here: str, repo: str | None) -> list[str]:
     ]
 
 
-def _before(base: BaseName, kind: str, repo: str | None) -> str:
+def _attach_above(
+    kind: str, here: str, repo: str | None, below: Sequence[tuple[str, str]]
+) -> list[str]:
+    """The lines that load what stands under the adapter, and then the adapter."""
+    lines: list[str] = []
+    names: list[str] = []
+    for name, under in below:
+        place = json.dumps(f"path/to/{name}")
+        if under in CHANGED_ONLY:
+            file = json.dumps(f"path/to/{name}/delta.safetensors")
+            lines.append(f"base.load_state_dict(load_file({file}), strict=False)")
+            continue
+        names.append(f"under{len(names)}")
+        first = f"model = PeftModel.from_pretrained(base, {place}, adapter_name="
+        more = f"model.load_adapter({place}, adapter_name="
+        lines.append(f"{first if len(names) == 1 else more}{json.dumps(names[-1])})")
+    if not names:
+        return [*lines, *_attach(kind, here, repo)]
+    together = json.dumps([*names, "default"])
+    return [
+        *lines,
+        f'model.load_adapter({here}, adapter_name="default")',
+        f"model.base_model.set_adapter({together})",
+    ]
+
+
+def _before(base: BaseName, kind: str, repo: str | None, *, above: bool = False) -> str:
     """What to do before the lines run."""
     with_peftkit = kind == "BOTTLENECK" or base.kind == "builtin"
     packages = "peftkit" if with_peftkit else "transformers safetensors"
@@ -118,4 +154,6 @@ def _before(base: BaseName, kind: str, repo: str | None) -> str:
         needed.append("in the folder of this file")
     if base.kind in ("folder", "unknown"):
         needed.append("with the path of the base put in")
+    if above:
+        needed.append("with that of each adapter under it put in")
     return f"{', '.join(needed)}:"

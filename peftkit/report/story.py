@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from peftkit.report import charts, series, wording
 from peftkit.report.charts import Chart, Line
 from peftkit.report.facts import Change, Scores
+from peftkit.report.tolerant import table
 
 if TYPE_CHECKING:
     from peftkit.report.facts import Run, Step
@@ -29,6 +30,8 @@ BASELINES = {
     "full": "All parameters",
 }
 """What each baseline is, in the order they are shown."""
+STACKED = "Base and what was trained before"
+"""What the base is where the new adapter stands on an earlier one."""
 
 _METHODS = {
     "lora": "LoRA",
@@ -243,9 +246,10 @@ def comparisons(run: Run) -> list[Comparison]:
     adapted = run.adapted.get(run.split, Scores())
     keys = [change.metric for change in changes(run, run.split)]
     others = [(name, run.baselines[name].get(run.split, Scores())) for name in known(run)]
+    labels = BASELINES | ({"base": STACKED} if table(run.lock.get("base")).get("under") else {})
     made = []
     for key in keys:
-        models = [(OURS, adapted), *((BASELINES.get(name, name), other) for name, other in others)]
+        models = [(OURS, adapted), *((labels.get(name, name), other) for name, other in others)]
         having = [(name, scores) for name, scores in models if key in scores.values]
         if len(having) > 1 and adapted.values.get(key) is not None:
             made.append(_comparison(key, having))

@@ -56,9 +56,20 @@ LoraMethod = Annotated[
     # The recipe spells `qlora` out before this section sees it; editors are to accept it.
     WithJsonSchema({"enum": ["lora", "qlora"], "type": "string"}),
 ]
+NOTHING = "none"
+"""What `under` says where the adapter stands on the base itself."""
 
 
-class LoraSection(Section):
+class MethodSection(Section):
+    """What the section of every method may say."""
+
+    under: Annotated[
+        str, Field(min_length=1), Expected("`none`, or an adapter folder or a run folder")
+    ] = NOTHING
+    """An earlier adapter that stays frozen under the new one and is part of the comparison."""
+
+
+class LoraSection(MethodSection):
     """Low-rank update of linear layers (Hu et al., 2021); `qlora` on `base.quantize: nf4`."""
 
     method: LoraMethod = "lora"
@@ -93,7 +104,7 @@ class LoraSection(Section):
         return self
 
 
-class Ia3Section(Section):
+class Ia3Section(MethodSection):
     """One trained factor for each key, value and inner activation (Liu et al., 2022)."""
 
     method: Literal["ia3"]
@@ -103,7 +114,7 @@ class Ia3Section(Section):
     """Those of `targets` whose inputs are scaled, not their outputs; `auto` takes an MLP's last."""
 
 
-class VeraSection(Section):
+class VeraSection(MethodSection):
     """Two trained vectors a layer around random matrices that all share (Kopiczko et al., 2024)."""
 
     method: Literal["vera"]
@@ -117,7 +128,7 @@ class VeraSection(Section):
     """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
 
 
-class OftSection(Section):
+class OftSection(MethodSection):
     """Rotations of each layer's inputs, in blocks of them (Qiu et al., 2023)."""
 
     method: Literal["oft"]
@@ -131,19 +142,19 @@ class OftSection(Section):
     """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
 
 
-class LayernormSection(Section):
+class LayernormSection(MethodSection):
     """The base's own norms train, with their biases, and nothing else (Zhao et al., 2024)."""
 
     method: Literal["layernorm"]
 
 
-class BitfitSection(Section):
+class BitfitSection(MethodSection):
     """The base's own biases train, and nothing else (Ben Zaken et al., 2022)."""
 
     method: Literal["bitfit"]
 
 
-class HeadSection(Section):
+class HeadSection(MethodSection):
     """Only the head trains, on frozen features; for text it is the layer above all blocks."""
 
     method: Literal["head"]
@@ -160,15 +171,26 @@ class HeadSection(Section):
         return self
 
 
-class TopSection(Section):
+class TopSection(MethodSection):
     """The top blocks of the base train whole, and the norm above them."""
 
     method: Literal["top"]
     blocks: Count = 2
     """How many blocks train, counted from the top."""
+    reset: Annotated[int, Field(ge=0)] = 0
+    """Topmost blocks that start from random numbers, to borrow only the layers below them."""
+
+    @model_validator(mode="after")
+    def _reset_what_trains(self) -> Self:
+        if self.reset > self.blocks:
+            raise ValueError(
+                f"`reset` is {self.reset}, and only {self.blocks} blocks train; "
+                f"set `blocks` to {self.reset} as well"
+            )
+        return self
 
 
-class FullSection(Section):
+class FullSection(MethodSection):
     """Every parameter trains: the upper bound, and how a base is pretrained."""
 
     method: Literal["full"]

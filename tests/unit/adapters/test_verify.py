@@ -116,8 +116,12 @@ def test_what_peft_writes_for_transposed_layers_passes(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type=CAUSAL)
     save(base, config, tmp_path)
     assert verify_adapter(tmp_path, shapes).tensors == 4
-    change_config(tmp_path, fan_in_fan_out=False)
-    assert any("expected (4, 48), found (4, 16)" in reason for reason in reasons(tmp_path, shapes))
+    change_config(
+        tmp_path, fan_in_fan_out=False
+    )  # which peft puts right, as the layer knows better
+    assert verify_adapter(tmp_path, shapes).tensors == 4
+    plainly = {name: tuple(shape) for name, shape in shapes.items()}
+    assert any("expected (4, 48), found (4, 16)" in reason for reason in reasons(tmp_path, plainly))
 
 
 def test_the_facts_of_an_adapter(honest: Path) -> None:
@@ -266,6 +270,9 @@ def test_a_base_without_these_layers_is_refused(adapter: Path) -> None:
         ("alpha_pattern", {"q_proj": float("nan")}),
         ("layers_to_transform", [-1]),
         ("auto_mapping", {"base_model_class": "x", "parent_library": "evil"}),
+        ("auto_mapping", {"parent_library": "transformers_evil.models.x"}),
+        ("auto_mapping", {"parent_library": "transformers.models..os"}),
+        ("auto_mapping", {"parent_library": "transformers.models.gpt2", "more": "x"}),
         ("megatron_core", "evil.core"),
         ("megatron_config", {"a": 1}),
         ("init_lora_weights", "pissa"),
@@ -327,7 +334,8 @@ def test_a_rank_above_the_matrix_is_refused(adapter: Path) -> None:
 def test_another_base_is_refused_where_both_are_named(adapter: Path) -> None:
     change_config(adapter, base_model_name_or_path="attacker/other-model")
     assert "made for `attacker/other-model`" in reasons(adapter, base="org/model")[0]
-    assert verify_adapter(adapter, base="attacker/other-model").base == "attacker/other-model"
+    for own in ("attacker/other-model", "mirror/Other-Model", "other-model"):
+        assert verify_adapter(adapter, base=own).base == "attacker/other-model"
     assert verify_adapter(adapter, base=str(adapter)).tensors == 8  # a folder has no public name
 
 

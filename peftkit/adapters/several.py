@@ -1,0 +1,172 @@
+"""Several adapters on one base: which of them act, switched without moving a number.
+
+peft lets what acts train and freezes the rest whenever it switches. Here a switch decides nothing
+but what acts: a parameter that trained before trains afterwards, and no other.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from peftkit.adapters.in_place import putting_back
+from peftkit.adapters.verify import module_shapes, verify_adapter
+from peftkit.base.upstream import quiet
+from peftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+TOGETHER = ("LORA", "IA3", "OFT")
+"""Kinds of which several can act at once, one after the other on the same layers."""
+BASE = "__base__"
+"""peft's name, in a batch, for rows without an adapter."""
+
+
+def kind_of(model: PeftModel) -> str:
+    """The PEFT type of the adapters that a model has; they are all of one."""
+    config: Any = next(iter(model.peft_config.values()))
+    return str(config.peft_type.value)
+
+
+def acting(model: Any) -> tuple[str, ...]:
+    """The adapters that act now, in the order in which they do."""
+    if not isinstance(model, PeftModel):
+        return ()
+    if model.active_peft_config.is_prompt_learning:
+        return (model.active_adapter,)
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    first = next(layers, None)
+    return () if first is None or first.disable_adapters else tuple(model.active_adapters)
+
+
+def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None) -> None:
+    """Put one more adapter of the same kind on a model that has some; it does not act yet.
+
+    Raises:
+        InputError: it must not be loaded, or is of another kind.
+    """
+    if not isinstance(model, PeftModel):
+        raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
+    facts, kind = verify_adapter(folder, module_shapes(model), base=base), kind_of(model)
+    if facts.peft_type != kind:
+        raise InputError(
+            f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
+        )
+    before, flags = acting(model), _flags(model)
+    with quiet():
+        try:
+            model.load_adapter(str(folder), adapter_name=name)
+        except (
+            ValueError
+        ) as problem:  # such as random matrices that kinds share and two disagree on
+            reason = str(problem).strip().partition("\n")[0]
+            raise InputError(f"`{folder}` cannot be put beside the first: {reason}") from None
+    own = {id(parameter) for parameter, _ in flags}
+    fresh = [(p, False) for p in model.parameters() if id(p) not in own]
+    _switch(model, before)
+    _restore([*flags, *fresh])
+
+
+def use(model: Any, names: Sequence[str]) -> None:
+    """Let these adapters act from now on, in this order, and no others.
+
+    Raises:
+        InputError: one is not there, or several of their kind cannot act at once.
+    """
+    check_names(model, names)
+    if not names:
+        raise InputError("no adapter is named", hint="`using(model, ())` is the base for a while")
+    flags = _flags(model)
+    _switch(model, names)
+    model.active_adapter = names[-1]
+    _restore(flags)
+
+
+@contextmanager
+def using(model: Any, names: Sequence[str]) -> Iterator[None]:
+    """Inside, these adapters act and no others, without any the base alone; then all is as before.
+
+    A model whose own parameters trained has no names, and is the base it was inside.
+
+    Raises:
+        InputError: one is not there, or several of their kind cannot act at once.
+    """
+    if not isinstance(model, PeftModel) and not names:
+        with putting_back(model):
+            yield
+        return
+    check_names(model, names)
+    if model.active_peft_config.is_prompt_learning and not names:
+        with model.disable_adapter():
+            yield
+        return
+    before, flags = acting(model), _flags(model)
+    try:
+        _switch(model, names)
+        _restore(flags)
+        yield
+    finally:
+        _switch(model, before)
+        _restore(flags)
+
+
+def check_names(model: Any, names: Sequence[str]) -> None:
+    """Refuse names that no adapter has, and more of them at once than the kind allows.
+
+    Raises:
+        InputError: with the names that there are.
+    """
+    known = list(model.peft_config) if isinstance(model, PeftModel) else []
+    if strange := [name for name in names if name not in known]:
+        there = ", ".join(f"`{name}`" for name in known) or "none"
+        raise InputError(f"there is no adapter `{strange[0]}`; there are: {there}")
+    if len(names) > 1 and kind_of(model) not in TOGETHER:
+        raise InputError(
+            f"adapters of kind {kind_of(model)} cannot act at once: {', '.join(names)}",
+            hint=f"those of kind {', '.join(TOGETHER)} can; of others one at a time acts",
+        )
+
+
+def refuse_mixing(model: Any, rows: Sequence[Sequence[str]]) -> str | None:
+    """Why rows with these adapters cannot share one batch; None where they can."""
+    if not isinstance(model, PeftModel):
+        return "the base itself trained"
+    if any(len(names) > 1 for names in rows):
+        return "a row has several adapters"
+    wanted = {name for names in rows for name in names}
+    for name in sorted(wanted):
+        config: Any = model.peft_config[name]
+        if config.peft_type.value != "LORA":
+            return f"peft mixes LoRA alone, not {config.peft_type.value}"
+        for key in ("use_dora", "trainable_token_indices", "target_parameters"):
+            if getattr(config, key, None):
+                return f"peft does not mix LoRA with `{key}`"
+    return None
+
+
+def _switch(model: Any, names: Sequence[str]) -> None:
+    """Let exactly these act; what peft does to `requires_grad` on the way is for others to mend."""
+    if model.active_peft_config.is_prompt_learning:
+        model.set_adapter(names[0])
+        return
+    tuner = model.base_model
+    if not names:
+        tuner.disable_adapter_layers()
+        return
+    if not acting(model):
+        tuner.enable_adapter_layers()
+    tuner.set_adapter(list(names))
+
+
+def _flags(model: Any) -> list[tuple[Any, bool]]:
+    return [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+
+def _restore(flags: Sequence[tuple[Any, bool]]) -> None:
+    for parameter, trains in flags:
+        parameter.requires_grad_(trains)

@@ -1,0 +1,294 @@
+"""A new adapter above an earlier one: what stands under it stays frozen, and is noted beside it.
+
+The folder of the new adapter is an ordinary one. A note in it says, by digest, which adapter it
+was trained above; where that lies, the recipe of its run says. Without it the new one means little.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+
+from peftkit.adapters.attach import UNDER, attach
+from peftkit.adapters.expected import OWN_TYPES
+from peftkit.adapters.in_place import forget_before
+from peftkit.adapters.several import TOGETHER, load_beside, use
+from peftkit.adapters.store import CHANGED_WEIGHTS, CONFIG, NOTE, PEFT_WEIGHTS, load_adapter
+from peftkit.adapters.task_file import restore_head
+from peftkit.adapters.verify import AdapterFacts, module_shapes, verify_adapter
+from peftkit.base.tasks import new_parts
+from peftkit.disk.digest import sha256_of
+from peftkit.errors import InputError, RecipeError
+from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from peftkit.recipe.sections.adapter import AdapterSection
+
+DEEPEST = 16
+"""Adapters above each other; more is taken for a circle."""
+OWN = "default"
+"""peft's name for the one adapter of a model."""
+FOUND = "under_"
+"""How adapters are called that nobody named, because another was trained above them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A verified adapter that stands under another."""
+
+    folder: Path
+    facts: AdapterFacts
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: its run's folder, or its own."""
+        inside = self.folder.name == "adapter"
+        return self.folder.parent.name if inside else self.folder.name
+
+    @property
+    def own(self) -> bool:
+        """Whether it changes the base itself."""
+        return self.facts.peft_type in OWN_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """One adapter of several, in the order in which they are loaded."""
+
+    name: str
+    folder: Path
+    below: tuple[str, ...] = ()
+    """Names of those that it was trained above, the lowest first."""
+
+
+def find_adapter(name: str) -> Path:
+    """The folder of an adapter, given it or its run.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    folder = Path(name).expanduser()
+    inner = folder / "adapter"
+    found = inner if (inner / CONFIG).exists() else folder
+    if not (found / CONFIG).exists():
+        raise RecipeError(
+            f"`{name}` is not an adapter: it has no {CONFIG}",
+            hint="give a run folder or its `adapter` folder",
+        )
+    return found
+
+
+def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below, ...]:
+    """Every adapter that will stand under the new one, the lowest first, each one verified.
+
+    Args:
+        section: of the new adapter.
+        model: the base, with or without memory for its weights.
+        base: name of the base.
+
+    Raises:
+        RecipeError: there is none at the path, or the new one cannot stand on it.
+        InputError: it must not be loaded.
+    """
+    if section.under == NOTHING:
+        return ()
+    try:
+        folder = find_adapter(section.under)
+    except RecipeError as problem:
+        raise RecipeError(f"adapter.under: {problem.message}", hint=problem.hint) from None
+    below = []
+    for each in expand(folder):
+        restore_head(model, each)
+        below.append(Below(each, verify_adapter(each, module_shapes(model), base=base)))
+        _refuse_other_kinds(section, below[-1])
+        _refuse_two_heads(model, below[-1])
+    return tuple(below)
+
+
+def attach_over(
+    model: Any,
+    section: AdapterSection,
+    below: Sequence[Below],
+    *,
+    seed: int,
+    base: str,
+    documents: Sequence[Sequence[int]] = (),
+) -> Any:
+    """The model with a fresh adapter that trains, above the frozen ones that are to be under it.
+
+    `base_only` then means the base with those, as it was before the new one came.
+    """
+    for each in below:
+        if each.own:
+            model = load_adapter(model, each.folder, base=base)
+            forget_before(model)
+    adapted = attach(model, section, seed=seed, documents=documents)
+    names = []
+    for number, each in enumerate(below):
+        if not each.own:
+            names.append(f"{FOUND}{number}")
+            load_beside(adapted, each.folder, names[-1], base=base)
+    if names:
+        use(adapted, [*names, OWN])
+        _silence(adapted, names)
+        setattr(adapted, UNDER, tuple(names))
+    return adapted
+
+
+def expand(folder: Path, known: Sequence[str] = ()) -> list[Path]:
+    """The folder behind those that it was trained above, but for those of a `known` digest.
+
+    Raises:
+        InputError: one of them is not where its run says, or is no longer what it was.
+    """
+    folders = [folder]
+    while (note := read_note(folders[0])) is not None and note["sha256"] not in known:
+        if len(folders) == DEEPEST:
+            raise InputError(f"`{folder}`: more than {DEEPEST} adapters stand above each other")
+        folders.insert(0, _find_noted(folders[0], note))
+    return folders
+
+
+def line_up(wanted: Sequence[tuple[str, Path]]) -> list[Placed]:
+    """Adapters by name, each behind those that it was trained above, found if they are not named.
+
+    Raises:
+        InputError: one that another was trained above cannot be found.
+    """
+    placed: list[Placed] = []
+    digests: dict[str, Placed] = {}
+    for name, folder in wanted:
+        for part in expand(folder, list(digests)):
+            own = name if part == folder else f"{FOUND}{len(placed)}"
+            note = read_note(part)
+            under = digests[note["sha256"]] if note else None
+            below = (*under.below, under.name) if under else ()
+            placed.append(Placed(own, part, below))
+            digests[_digest(part)] = placed[-1]
+    return placed
+
+
+def load_placed(model: Any, placed: Sequence[Placed], *, base: str | None = None) -> Any:
+    """The base with these adapters, of which only the first that peft knows acts yet.
+
+    Raises:
+        InputError: one must not be loaded, or cannot stand beside those before it.
+    """
+    for number, each in enumerate(placed):
+        in_place = {other.name for other in placed[:number]}
+        if isinstance(model, PeftModel):
+            load_beside(model, each.folder, each.name, base=base)
+        elif in_place <= set(each.below):
+            model = load_adapter(model, each.folder, name=each.name, base=base)
+        else:
+            raise InputError(
+                f"`{each.folder}` cannot be added: the first adapter changes the base itself"
+            )
+    return model
+
+
+def read_note(folder: Path) -> dict[str, Any] | None:
+    """What an adapter folder says of the one under it; None where it was trained on the base.
+
+    Raises:
+        InputError: the note cannot be read.
+    """
+    path = folder / NOTE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {"name": str(values["name"]), "sha256": str(values["sha256"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise InputError(f"`{path}` is not what was written: {problem!r}") from None
+
+
+def describe(below: Sequence[Below]) -> dict[str, Any] | None:
+    """What the note beside a new adapter says: the one right under it, and all, by digest."""
+    if not below:
+        return None
+    every = [
+        {"name": each.name, "sha256": each.facts.sha256, "peft_type": each.facts.peft_type}
+        for each in below
+    ]
+    return {"name": every[-1]["name"], "sha256": every[-1]["sha256"], "all": every}
+
+
+def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
+    """Say what cannot stand on what: peft adapts a model in one way at a time."""
+    kind = below.facts.peft_type
+    if below.own:
+        return
+    if section.method in IN_PLACE:
+        raise RecipeError(
+            f"adapter.method: {section.method} trains the base's own parameters, and cannot stand "
+            f"on an adapter of kind {kind}",
+            hint=f"`--set adapter.method={kind.lower()}` stacks on it",
+        )
+    if section.method.upper() != kind or kind not in TOGETHER:
+        works = f"`--set adapter.method={kind.lower()}` stacks on it"
+        other = "adapters of that kind carry none above them; lora, ia3 and oft do"
+        raise RecipeError(
+            f"adapter.method: {section.method} cannot stand on an adapter of kind {kind}",
+            hint=works if kind in TOGETHER else other,
+        )
+
+
+def _refuse_two_heads(model: Any, below: Below) -> None:
+    """Say where both would bring a module along whole: of such only one can act."""
+    config = json.loads((below.folder / CONFIG).read_text(encoding="utf-8"))
+    saved = config.get("modules_to_save") or ()
+    twice = [] if below.own else sorted(set(new_parts(model)) & set(saved))
+    if twice:
+        raise RecipeError(
+            f"adapter.under: it brings `{twice[0]}` along, and so would the new adapter: only one "
+            "of the two can act",
+            hint="`--set adapter.under=none`, or stand on an adapter that was trained on text",
+        )
+
+
+def _find_noted(folder: Path, note: Mapping[str, str]) -> Path:
+    """Where the adapter under `folder` lies, as the recipe of its run says."""
+    what = f"`{folder}` was trained above another adapter, `{note['name']}`"
+    hint = f"`peftkit generate BASE --adapter PATH --adapter {folder}`, PATH being that adapter's"
+    named = _named_by_run(folder)
+    if named is None:
+        raise InputError(f"{what}, and there is no run beside it that says where", hint=hint)
+    inner = Path(named) / "adapter"
+    found = inner if (inner / CONFIG).exists() else Path(named)
+    if not (found / CONFIG).exists():
+        raise InputError(f"{what}, which is no longer at `{named}`", hint=hint)
+    if _digest(found) != note["sha256"]:
+        raise InputError(
+            f"{what}, and `{named}` now holds another one",
+            hint=f"train it anew with `peftkit finetune`, or put that one back: {note['sha256']}",
+        )
+    return found
+
+
+def _named_by_run(folder: Path) -> str | None:
+    try:
+        text = (folder.parent / "recipe.resolved.json").read_text(encoding="utf-8")
+        named = json.loads(text)["adapter"]["under"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return named if isinstance(named, str) and named != NOTHING else None
+
+
+def _digest(folder: Path) -> str:
+    """Digest of the weights, or nothing where there are none; loading will say what is wrong."""
+    files = (folder / name for name in (PEFT_WEIGHTS, CHANGED_WEIGHTS))
+    return next((sha256_of(path) for path in files if path.is_file()), "")
+
+
+def _silence(model: Any, names: Sequence[str]) -> None:
+    """Take the dropout out of frozen adapters: it is part of training them, which is over."""
+    for path, module in model.named_modules():
+        if path.rpartition(".")[2] in names and isinstance(getattr(module, "p", None), float):
+            module.p = 0.0
