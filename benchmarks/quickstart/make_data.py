@@ -105,8 +105,19 @@ def main() -> None:
         "test": pools["held"][cut : cut + ROWS["test"]],
     }
     for name, rows in sets.items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (HERE / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        write(HERE / f"{name}.jsonl", rows)
+        write(HERE / "wishes" / f"{name}.jsonl", [classified(row) for row in rows])
+
+
+def classified(row: dict[str, str]) -> dict[str, str]:
+    """What is wished for, wherever that is: a row for classification."""
+    return {"text": row["instruction"], "label": row["output"].rpartition(" ")[0]}
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    """One JSON object a line."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def sentence(before: str, wish: str, after: str) -> str:
