@@ -17,6 +17,7 @@ from peftkit.errors import RecipeError
 from peftkit.pipeline.target import open_target
 
 pytestmark = pytest.mark.slow
+LABELS = ("red", "green", "blue")
 
 
 @pytest.fixture
@@ -208,3 +209,38 @@ def test_one_made_for_another_base_is_refused(domain: Path, ask: Ask) -> None:
     assert found.exit_code == 65
     assert "base_model_name_or_path: made for `a/b`, not for `builtin:tiny`" in found.stderr
     assert f"`peftkit generate a/b --adapter {domain / 'adapter'}`" in found.stderr
+
+
+def test_a_classifier_stands_on_what_was_trained_on_text(
+    recipe: Path, domain: Path, tmp_path: Path, ask: Ask
+) -> None:
+    """The head is the upper one's; two adapters with a head each cannot act at once."""
+    rows = [
+        {"text": f"{color} {number}", "label": color} for number in range(40) for color in LABELS
+    ]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    over = {
+        "base.task": "classification",
+        "data.train": str(tmp_path / "labels.jsonl"),
+        "data.test": str(tmp_path / "labels.jsonl"),
+        "evaluate.remember": [],
+        "adapter.under": str(domain),
+        "train.steps": 20,
+    }
+    run = peftkit.finetune(recipe, out=tmp_path / "runs" / "labels", set=over)
+    assert (run.adapter / "under.json").exists()
+    target = open_target(str(run.path))
+    assert target.section.task == "classification"
+    assert target.model.active_adapters == ["under_0", "default"]
+    measured = ask("evaluate", run.path, "--data", tmp_path / "labels.jsonl", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    (found,) = json.loads(measured.stdout).values()
+    assert found["loss"] == pytest.approx(run.metrics["test"]["loss"], abs=1e-5)
+    named = ("--adapter", domain, "--adapter", run.path)
+    rows_of = ("--data", tmp_path / "labels.jsonl", "--json")
+    both = ask("evaluate", target.base.origin.name, *rows_of, *named)
+    assert json.loads(both.stdout) == json.loads(measured.stdout)
+    with pytest.raises(RecipeError, match="it brings `score` along, and so would the new adapter"):
+        peftkit.finetune(
+            recipe, out=tmp_path / "runs" / "again", set=over | {"adapter.under": str(run.path)}
+        )
