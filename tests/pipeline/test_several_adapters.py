@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import peftkit
 from peftkit.cli.main import main
@@ -18,6 +19,7 @@ from peftkit.pipeline.target import open_target
 
 pytestmark = pytest.mark.slow
 LABELS = ("red", "green", "blue")
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -133,8 +135,7 @@ def test_a_stack_goes_on_where_it_stopped(task: Path, tmp_path: Path) -> None:
     newest = max((out / "checkpoints").iterdir())
     shutil.rmtree(newest)
     resumed = peftkit.finetune(task, out=out)
-    weights = "adapter_model.safetensors"
-    assert (resumed.adapter / weights).read_bytes() == (whole.adapter / weights).read_bytes()
+    assert (resumed.adapter / WEIGHTS).read_bytes() == (whole.adapter / WEIGHTS).read_bytes()
     assert resumed.metrics["baselines"] == whole.metrics["baselines"]
 
 
@@ -244,3 +245,23 @@ def test_a_classifier_stands_on_what_was_trained_on_text(
         peftkit.finetune(
             recipe, out=tmp_path / "runs" / "again", set=over | {"adapter.under": str(run.path)}
         )
+
+
+def test_kept_states_are_those_of_the_base_with_what_stands_under(
+    task: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """The same documents and the same cut: only what computes the states differs."""
+    upper = {"adapter.layers": [1], "adapter.dropout": 0.0, "train.fast.norm": "off"}
+    plain = peftkit.finetune(recipe, out=tmp_path / "runs" / "plain", set=upper)
+    runs = {
+        fast: peftkit.finetune(
+            task, out=tmp_path / "runs" / fast, set=upper | {"train.fast.frozen": fast}
+        )
+        for fast in ("auto", "off")
+    }
+    for run, on in ((plain, True), (runs["auto"], True), (runs["off"], False)):
+        assert json.loads((run.path / "lock.json").read_text())["choices"]["frozen"] is on
+    kept, computed = (load_file(runs[fast].adapter / WEIGHTS) for fast in ("auto", "off"))
+    assert kept.keys() == computed.keys()
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, computed[name], rtol=1e-3, atol=1e-4)
