@@ -9,11 +9,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 
 from peftkit.adapters.in_place import putting_back
-from peftkit.adapters.verify import module_shapes, verify_adapter
+from peftkit.adapters.verify import WEIGHTS_FILE, module_shapes, verify_adapter
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
@@ -60,7 +61,7 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
     before, flags = acting(model), _flags(model)
     with quiet():
         try:
-            model.load_adapter(str(folder), adapter_name=name)
+            _put_beside(model, folder, name)
         except (
             ValueError
         ) as problem:  # such as random matrices that kinds share and two disagree on
@@ -70,6 +71,21 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
     fresh = [(p, False) for p in model.parameters() if id(p) not in own]
     _switch(model, before)
     _restore([*flags, *fresh])
+
+
+def _put_beside(model: Any, folder: Path, name: str) -> None:
+    """Load it as peft does, but for one that was trained on text beside one that has a head.
+
+    peft's classes for tasks expect the head of their task in every adapter.
+    """
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    if config.task_type == model.active_peft_config.task_type or config.modules_to_save:
+        model.load_adapter(str(folder), adapter_name=name)
+        return
+    config.inference_mode = True
+    PeftModel.add_adapter(model, name, config)
+    weights = load_file(folder / WEIGHTS_FILE)
+    set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def use(model: Any, names: Sequence[str]) -> None:

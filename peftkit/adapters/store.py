@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from peftkit.adapters.attach import trainable
@@ -97,8 +97,12 @@ def load_adapter(
         raise InputError(f"`{folder}` has no rows for the tokens that were added to the base")
     if facts.peft_type in OWN_TYPES:
         return _load_changed(model, folder)
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    if config.task_type != peft_task_of(model):
+        config.task_type = None  # else peft looks for what the model of that task has
     with quiet():
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name).eval()
+        found = PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
+    return found.eval()
 
 
 def _contents_of(model: Any) -> tuple[Mapping[str, Tensor], Any | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import peftkit
 from peftkit.cli.main import main
@@ -17,6 +18,8 @@ from peftkit.errors import RecipeError
 from peftkit.pipeline.target import open_target
 
 pytestmark = pytest.mark.slow
+LABELS = ("red", "green", "blue")
+WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
@@ -132,8 +135,7 @@ def test_a_stack_goes_on_where_it_stopped(task: Path, tmp_path: Path) -> None:
     newest = max((out / "checkpoints").iterdir())
     shutil.rmtree(newest)
     resumed = peftkit.finetune(task, out=out)
-    weights = "adapter_model.safetensors"
-    assert (resumed.adapter / weights).read_bytes() == (whole.adapter / weights).read_bytes()
+    assert (resumed.adapter / WEIGHTS).read_bytes() == (whole.adapter / WEIGHTS).read_bytes()
     assert resumed.metrics["baselines"] == whole.metrics["baselines"]
 
 
@@ -208,3 +210,58 @@ def test_one_made_for_another_base_is_refused(domain: Path, ask: Ask) -> None:
     assert found.exit_code == 65
     assert "base_model_name_or_path: made for `a/b`, not for `builtin:tiny`" in found.stderr
     assert f"`peftkit generate a/b --adapter {domain / 'adapter'}`" in found.stderr
+
+
+def test_a_classifier_stands_on_what_was_trained_on_text(
+    recipe: Path, domain: Path, tmp_path: Path, ask: Ask
+) -> None:
+    """The head is the upper one's; two adapters with a head each cannot act at once."""
+    rows = [
+        {"text": f"{color} {number}", "label": color} for number in range(40) for color in LABELS
+    ]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    over = {
+        "base.task": "classification",
+        "data.train": str(tmp_path / "labels.jsonl"),
+        "data.test": str(tmp_path / "labels.jsonl"),
+        "evaluate.remember": [],
+        "adapter.under": str(domain),
+        "train.steps": 20,
+    }
+    run = peftkit.finetune(recipe, out=tmp_path / "runs" / "labels", set=over)
+    assert (run.adapter / "under.json").exists()
+    target = open_target(str(run.path))
+    assert target.section.task == "classification"
+    assert target.model.active_adapters == ["under_0", "default"]
+    measured = ask("evaluate", run.path, "--data", tmp_path / "labels.jsonl", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    (found,) = json.loads(measured.stdout).values()
+    assert found["loss"] == pytest.approx(run.metrics["test"]["loss"], abs=1e-5)
+    named = ("--adapter", domain, "--adapter", run.path)
+    rows_of = ("--data", tmp_path / "labels.jsonl", "--json")
+    both = ask("evaluate", target.base.origin.name, *rows_of, *named)
+    assert json.loads(both.stdout) == json.loads(measured.stdout)
+    with pytest.raises(RecipeError, match="it brings `score` along, and so would the new adapter"):
+        peftkit.finetune(
+            recipe, out=tmp_path / "runs" / "again", set=over | {"adapter.under": str(run.path)}
+        )
+
+
+def test_kept_states_are_those_of_the_base_with_what_stands_under(
+    task: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """The same documents and the same cut: only what computes the states differs."""
+    upper = {"adapter.layers": [1], "adapter.dropout": 0.0, "train.fast.norm": "off"}
+    plain = peftkit.finetune(recipe, out=tmp_path / "runs" / "plain", set=upper)
+    runs = {
+        fast: peftkit.finetune(
+            task, out=tmp_path / "runs" / fast, set=upper | {"train.fast.frozen": fast}
+        )
+        for fast in ("auto", "off")
+    }
+    for run, on in ((plain, True), (runs["auto"], True), (runs["off"], False)):
+        assert json.loads((run.path / "lock.json").read_text())["choices"]["frozen"] is on
+    kept, computed = (load_file(runs[fast].adapter / WEIGHTS) for fast in ("auto", "off"))
+    assert kept.keys() == computed.keys()
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, computed[name], rtol=1e-3, atol=1e-4)
