@@ -27,6 +27,7 @@ from peftkit.recipe.sections.adapter import (
     AdapterSection,
     BitfitSection,
     FullSection,
+    HeadSection,
     Ia3Section,
     LayernormSection,
     LoraSection,
@@ -116,6 +117,10 @@ def count_top(model: Any) -> int:
     return 2 * block + 32 * (2 if turned else 1)
 
 
+def count_head(model: Any) -> int:
+    return int(model.get_output_embeddings().weight.numel())
+
+
 def count_full(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -132,10 +137,11 @@ LAWS: dict[str, tuple[AdapterSection, Callable[[Any], int]]] = {
     "oft": (OftSection(method="oft", block_size=8), count_oft),
     "layernorm": (LayernormSection(method="layernorm"), count_layernorm),
     "bitfit": (BitfitSection(method="bitfit"), count_bitfit),
+    "head": (HeadSection(method="head"), count_head),
     "top": (TopSection(method="top", blocks=2), count_top),
     "full": (FullSection(method="full"), count_full),
 }
-IMPOSSIBLE = {("oft", "gpt2"), ("bitfit", "llama"), ("bitfit", "qwen3")}
+IMPOSSIBLE = {("oft", "gpt2"), ("head", "gpt2"), ("bitfit", "llama"), ("bitfit", "qwen3")}
 CASES = [(name, f) for name in LAWS for f in FAMILIES if (name, f) not in IMPOSSIBLE]
 OF_PEFT = [(name, f) for name, f in CASES if LAWS[name][0].method not in IN_PLACE]
 ROUNDED = {"lora, pissa": 2e-6, "lora, olora": 2e-6}
