@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 
+from peftkit.adapters.attach_bottleneck import attach_bottleneck
 from peftkit.adapters.in_place import attach_in_place, putting_back
 from peftkit.adapters.peft_methods import attach_ia3, attach_lora, attach_oft, attach_vera
+from peftkit.adapters.prompts import (
+    attach_p_tuning,
+    attach_prefix,
+    attach_prompt,
+    start_from_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +28,10 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "ia3": attach_ia3,
     "vera": attach_vera,
     "oft": attach_oft,
+    "bottleneck": attach_bottleneck,
+    "prefix": attach_prefix,
+    "prompt": attach_prompt,
+    "p-tuning": attach_p_tuning,
     "layernorm": attach_in_place,
     "bitfit": attach_in_place,
     "top": attach_in_place,
@@ -28,11 +39,23 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def attach(model: Any, section: AdapterSection, *, seed: int) -> Any:
-    """The model with a fresh adapter; until it trains, its outputs are the base's own."""
+def attach(model: Any, section: AdapterSection, *, seed: int, tokenizer: Any = None) -> Any:
+    """The model with a fresh adapter; until it trains, its outputs are the base's own.
+
+    Only what stands before the text (`prefix`, `prompt`, `p-tuning`) has a say from the start.
+
+    Args:
+        model: the frozen base.
+        section: the recipe's.
+        seed: of what is drawn.
+        tokenizer: the base's, for a method that may start as a text.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return METHODS[section.method](model, section)
+        adapted = METHODS[section.method](model, section)
+        if text := getattr(section, "init_text", None):
+            start_from_text(adapted, tokenizer, text)
+        return adapted
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:

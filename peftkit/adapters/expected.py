@@ -266,12 +266,14 @@ def _bottleneck(
 
 def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ...]] | None) -> None:
     rows, width = config["num_virtual_tokens"], config["token_dim"]
-    if base is not None and not any(width in shape for shape in base.values()):
+    parts = config["peft_type"] == "PREFIX_TUNING"  # heads may share keys, and layers be fused
+    sizes = {size for shape in (base or {}).values() for size in shape}
+    if base is not None and not any(
+        size % width == 0 if parts else size == width for size in sizes
+    ):
         expected.problems.append(f"token_dim: no layer of the base is {width} wide")
-    if config["peft_type"] == "PREFIX_TUNING":
+    if parts:
         width *= 2 * config["num_layers"]
-        if config.get("prefix_projection"):
-            expected.problems.append("prefix_projection: peft cannot load such a prefix back")
     else:
         rows *= config.get("num_transformer_submodules") or 1
     expected.required["prompt_embeddings"] = (rows, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel, get_peft_model_state_dict
@@ -68,8 +69,10 @@ def _weights_of(model: Any) -> Mapping[str, Tensor]:
 
 
 def _save_config(model: PeftModel, folder: Path, origin: Origin) -> None:
-    config = model.peft_config[model.active_adapter]
+    config: Any = copy(model.peft_config[model.active_adapter])  # the model goes on as it is
     config.inference_mode = True
+    if getattr(config, "prefix_projection", False):
+        config.prefix_projection = False  # what is saved is what the network gives, not the network
     config.base_model_name_or_path = origin.name
     config.revision = origin.commit
     config.save_pretrained(str(folder))
@@ -102,13 +105,30 @@ def add_adapter(model: Any, folder: Path, number: int) -> Any:
     facts = verify_adapter(folder, module_shapes(model))
     first: Any = model.peft_config[model.active_adapters[0]]
     kind = first.peft_type.value
+    if first.is_prompt_learning:
+        raise InputError(
+            f"`{folder}` cannot be added: what the first adapter puts before the text ({kind}) "
+            "leaves no place for another's"
+        )
     if facts.peft_type != kind:
         raise InputError(
             f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
         )
+    _refuse_another_place(first, folder)
     name = f"adapter{number}"
     with quiet():
         model.load_adapter(str(folder), adapter_name=name)
     tuner: Any = model.base_model
     tuner.set_adapter([*model.active_adapters, name])
     return model.eval()
+
+
+def _refuse_another_place(first: Any, folder: Path) -> None:
+    """Say that one adapter wraps what the other goes into: peft would leave it out in silence."""
+    own = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("variant")
+    both = {own, getattr(first, "variant", None)}
+    if "parallel" in both and len(both) > 1:
+        raise InputError(
+            f"`{folder}` cannot be added: one of the two adapters stands beside the MLP and the "
+            "other after it"
+        )

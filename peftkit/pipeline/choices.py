@@ -28,6 +28,7 @@ from peftkit.fast.paths import (
     choose_norm,
 )
 from peftkit.fast.recompute import recompute, refuse_recompute
+from peftkit.fast.refusals import refuse_shared_rows
 from peftkit.fast.varlen import FlatRowError, disable, enable
 from peftkit.pipeline.plan import fit_memory
 from peftkit.pipeline.setup import measure_sizes
@@ -216,6 +217,7 @@ def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, boo
     examples = [example for example in setup.data.train.examples if example.length > 2]
     alone = None if recipe.data.packing else "`data.packing: false`"
     alone = alone or ("there is only one document" if len(examples) < 2 else None)
+    alone = alone or refuse_shared_rows(model)
     if alone:
         return False, False, alone, alone
     documents = [*examples[:2], max(examples, key=lambda example: example.length)]

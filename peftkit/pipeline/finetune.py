@@ -124,7 +124,7 @@ def finetune(
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
         base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-        model = attach(base.model, recipe.adapter, seed=recipe.seed)
+        model = attach(base.model, recipe.adapter, seed=recipe.seed, tokenizer=base.tokenizer)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)

@@ -52,7 +52,7 @@ def _help(start: Start, processes: Processes) -> None:
             hint="give every machine the same files at the same places",
         )
     base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-    model = attach(base.model, recipe.adapter, seed=recipe.seed)
+    model = attach(base.model, recipe.adapter, seed=recipe.seed, tokenizer=base.tokenizer)
     choices = keep_choices(processes.hear().facts, model)
     torch.set_num_threads(choices.threads)
     processes.wait()  # until the first has filled what is kept

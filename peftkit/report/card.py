@@ -31,7 +31,14 @@ if TYPE_CHECKING:
 MADE_BY = "<!-- written by peftkit from the run; delete this line to keep your own text -->"
 """Ends a card that was made, so that one which somebody wrote by hand is never replaced."""
 
-_METHODS = {"lora": "LoRA", "ia3": "IA3", "vera": "VeRA", "oft": "OFT", "bitfit": "BitFit"}
+_METHODS = {
+    "lora": "LoRA",
+    "ia3": "IA3",
+    "vera": "VeRA",
+    "oft": "OFT",
+    "p-tuning": "P-tuning",
+    "bitfit": "BitFit",
+}
 _TASKS = {"causal-lm": "text-generation"}
 _LONGEST_RECIPE = 20_000
 

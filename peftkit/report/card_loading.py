@@ -100,4 +100,7 @@ def _before(base: BaseName, kind: str, repo: str | None) -> str:
         needed.append("in the folder of this file")
     if base.kind in ("folder", "unknown"):
         needed.append("with the path of the base put in")
-    return f"{', '.join(needed)}:"
+    said = f"{', '.join(needed)}:"
+    if kind == "BOTTLENECK":
+        return f"`peft` alone stops at this kind of adapter with `KeyError: 'BOTTLENECK'`. {said}"
+    return said
