@@ -273,6 +273,9 @@ def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ..
     ):
         expected.problems.append(f"token_dim: no layer of the base is {width} wide")
     if parts:
+        numbers = [int(found[1]) for name in base or () if (found := BLOCK.search(f"{name}."))]
+        if numbers and config["num_layers"] != max(numbers) + 1:
+            expected.problems.append(f"num_layers: the base has {max(numbers) + 1} blocks")
         width *= 2 * config["num_layers"]
     else:
         rows *= config.get("num_transformer_submodules") or 1

@@ -130,8 +130,8 @@ def virtual_tokens(model: Any) -> int:
 
 @torch.no_grad()
 def _start_as_tokens(adapted: Any, tokens: Tensor) -> None:
-    words = adapted.get_base_model().get_input_embeddings().weight
-    adapted.prompt_encoder[NAME].embedding.weight.copy_(words[tokens])
+    read = adapted.get_base_model().get_input_embeddings()(tokens)  # some families scale them
+    adapted.prompt_encoder[NAME].embedding.weight.copy_(read)
 
 
 def _put_on(model: Any, config: Any) -> Any:
@@ -148,16 +148,24 @@ def _keys_and_values(model: Any) -> tuple[int, int]:
         RecipeError: layers remember different things, or something else.
     """
     config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if next(model.parameters()).is_meta:
-        return int(heads), int(size)
+        return _planned(config)
     pairs = _remembered(model, torch.zeros(1, dtype=torch.long, device=model.device))
     shapes = {tuple(part.shape) for pair in pairs for part in pair}
     if len(pairs) != config.num_hidden_layers or len(shapes) != 1:
         raise _without_prefix(model, "its layers do not all remember keys and values of one size")
     ((_, heads, _, size),) = shapes
     return heads, size
+
+
+def _planned(config: Any) -> tuple[int, int]:
+    """What a configuration says of the same, for a model without memory."""
+    named = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads"))
+    heads = next((number for number in named if number), config.num_attention_heads)
+    if getattr(config, "multi_query", False):  # Falcon, before its new blocks
+        heads = heads if getattr(config, "new_decoder_architecture", False) else 1
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(heads), int(size)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from peftkit.data.batch import Layout, collate, flatten, make_update
 from peftkit.disk.cache import cache_limit, make_room
 from peftkit.disk.size import show_bytes
-from peftkit.errors import RunError
+from peftkit.errors import RecipeError, RunError
 from peftkit.fast.compiled import compile_blocks
 from peftkit.fast.frozen import describe_states
 from peftkit.fast.lora import enable as lora_on
@@ -208,6 +208,11 @@ def _choose_memory(
     else:
         why = "a step fits into memory as it is"
     if recomputed and (reason := refuse_recompute(model)):
+        if recipe.train.recompute == "all":
+            raise RecipeError(
+                f"train.recompute: all, but {reason}",
+                hint="`--set train.recompute=auto` does without where it must",
+            )
         return rows, 0, reason
     return rows, recomputed, why
 
