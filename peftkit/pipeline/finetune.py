@@ -179,6 +179,7 @@ def load_adapted(recipe: Recipe, setup: Setup, documents: Sequence[Sequence[int]
         seed=recipe.seed,
         base=setup.origin.name,
         documents=documents,
+        tokenizer=setup.tokenizer,
     )
     if documents and getattr(recipe.adapter, "variant", None) == "loftq":
         start_on_rounding(model, source_tensors(setup.origin))
