@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.config_fields import ALL_LINEAR
+from peftkit.adapters.module_tensors import PREFIX, Shape, ends_in, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -19,25 +20,13 @@ if TYPE_CHECKING:
     Config = Mapping[str, Any]
 
 BLOCK = re.compile(r"\.(\d+)\.")
-Shape = tuple[int | None, ...]
 
 
-class Turned(tuple[int, ...]):
-    """Shape of a weight that is known to lie as (in, out), as GPT-2's layers do."""
-
-    __slots__ = ()
-
-
-class Upright(tuple[int, ...]):
-    """Shape of a weight that is known to lie as (out, in), as a linear layer's does."""
-
-    __slots__ = ()
-
-
-PREFIX = "base_model.model."
 OWN_TYPES = ("FULL", "HEAD", "BITFIT", "LAYERNORM", "TOP")
 """Not peft's: `delta.safetensors` holds the parameters that changed, under the base's own names."""
 PROMPT_TYPES = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
+BEFORE_THE_TEXT = "base_model."
+"""What names begin with where nothing is wrapped around the model's own layers."""
 TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
 SUFFIXES = {
     "LORA": (
@@ -99,24 +88,14 @@ def expected_tensors(
 
 def matches(config: Config, module: str) -> bool:
     """Whether peft would adapt `module`: the same rules as its own, for plain names."""
-    if _ends_in(module, config.get("exclude_modules")) or _is_saved(config, module):
+    if ends_in(module, config.get("exclude_modules")) or _is_saved(config, module):
         return False
     targets = config["target_modules"]
     if targets == ALL_LINEAR:
         return True
     if isinstance(targets, str):
         return module == targets
-    return _ends_in(module, targets) and _in_layers(config, module)
-
-
-def _ends_in(module: str, names: Collection[str] | str | None) -> bool:
-    if not names:
-        return False
-    if isinstance(names, str):
-        return module == names
-    parts = module.split(".")
-    known = set(names)
-    return any(".".join(parts[start:]) in known for start in range(len(parts)))
+    return ends_in(module, targets) and _in_layers(config, module)
 
 
 def _listed(names: Collection[str] | str | None) -> list[str]:
@@ -185,103 +164,11 @@ def _per_module(
         if shape is not None and len(shape) != (1 if kind == "LN_TUNING" else 2):
             expected.problems.append(f"target_modules: `{module}` cannot be adapted: {shape}")
             continue
-        for ending, size in _tensors(config, module, shape, present).items():
+        for ending, size in tensors_of(config, module, shape, present).items():
             expected.required[f"{PREFIX}{module}{ending}"] = size
     if kind == "VERA":
         expected.required["base_model.vera_A"] = (config["r"], None)
         expected.required["base_model.vera_B"] = (None, config["r"])
-
-
-def _out_in(shape: tuple[int, ...] | None, config: Config) -> tuple[int | None, int | None]:
-    """Outputs and inputs of a layer; GPT-2's are stored the other way round.
-
-    Where layers of both kinds are adapted, what the configuration says is of the last one alone.
-    """
-    if shape is None:
-        return None, None
-    if isinstance(shape, Turned) or (
-        config.get("fan_in_fan_out") and not isinstance(shape, Upright)
-    ):
-        return shape[-1], shape[0]
-    return shape[0], shape[-1]
-
-
-def _tensors(
-    config: Config,
-    module: str,
-    shape: tuple[int, ...] | None,
-    present: Mapping[str, tuple[int, ...]],
-) -> dict[str, Shape]:
-    """What one adapted module has in the file, by the end of the name."""
-    out, into = _out_in(shape, config)
-    here = f"{PREFIX}{module}"
-    match config["peft_type"]:
-        case "LORA":
-            embedding = f"{here}.lora_embedding_A" in present
-            return _lora(config, module, shape, embedding=embedding)
-        case "IA3":
-            inner = _ends_in(module, config.get("feedforward_modules"))
-            return {".ia3_l": (1, into) if inner else (out, 1)}
-        case "VERA":
-            return {".vera_lambda_b": (out,), ".vera_lambda_d": (config["r"],)}
-        case "OFT":
-            return {".oft_R.weight": _rotations(config, into)}
-        case "LN_TUNING":
-            endings = [".ln_tuning_layers.weight", ".ln_tuning_layers.bias"]
-            return {end: (out,) for end in endings if end == endings[0] or here + end in present}
-        case _:
-            return _bottleneck(config, (out, into), present.get(f"{here}.bottleneck_down.bias"))
-
-
-def _lora(
-    config: Config, module: str, shape: tuple[int, ...] | None, *, embedding: bool
-) -> dict[str, Shape]:
-    rank = rank_of(config, module)
-    if embedding:
-        rows, width = shape or (None, None)
-        return {".lora_embedding_A": (rank, rows), ".lora_embedding_B": (width, rank)}
-    out, into = _out_in(shape, config)
-    tensors: dict[str, Shape] = {".lora_A.weight": (rank, into), ".lora_B.weight": (out, rank)}
-    if config.get("lora_bias"):
-        tensors[".lora_B.bias"] = (out,)
-    if config.get("use_dora"):
-        tensors[".lora_magnitude_vector"] = (out,)
-    return tensors
-
-
-def rank_of(config: Config, module: str) -> int:
-    """The rank of one LoRA module: the first pattern that fits its name, or `r`."""
-    for name, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({name})$", module):
-            return int(rank)
-    return int(config["r"])
-
-
-def _rotations(config: Config, into: int | None) -> Shape:
-    """Blocks, and free numbers a block; peft rounds a block size that does not divide."""
-    block = config.get("oft_block_size") or 0
-    if not block and into is not None and config.get("r"):
-        block = into // config["r"]
-    if not block or into is None or into % block:
-        return (None, None)
-    return (1 if config.get("block_share") else into // block, block * (block - 1) // 2)
-
-
-def _bottleneck(
-    config: Config, size: tuple[int | None, int | None], bias: tuple[int, ...] | None
-) -> dict[str, Shape]:
-    out, into = size
-    inner: int | None = config.get("bottleneck_size")
-    if inner is None and out is not None:
-        inner = max(1, out // (config.get("reduction_factor") or 16))
-    if inner is None and bias is not None:
-        inner = bias[0]
-    return {
-        ".bottleneck_down.weight": (inner, into if config.get("variant") == "parallel" else out),
-        ".bottleneck_down.bias": (inner,),
-        ".bottleneck_up.weight": (out, inner),
-        ".bottleneck_up.bias": (out,),
-    }
 
 
 def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ...]] | None) -> None:
@@ -367,14 +254,15 @@ def _saved_modules(
     base: Mapping[str, tuple[int, ...]] | None,
 ) -> None:
     """Whole modules that the adapter brings along, such as a classification head."""
+    around = BEFORE_THE_TEXT if config["peft_type"] in PROMPT_TYPES else PREFIX
     for name in present:
-        module, _, kind = name.removeprefix(PREFIX).rpartition(".")
-        if name.startswith(PREFIX) and kind in ("weight", "bias") and _is_saved(config, module):
+        module, _, kind = name.removeprefix(around).rpartition(".")
+        if name.startswith(around) and kind in ("weight", "bias") and _is_saved(config, module):
             expected.optional[name] = (None,) * len(present[name])
     for module, shape in (base or {}).items():
         if _is_saved(config, module):
-            expected.required[f"{PREFIX}{module}.weight"] = shape
-            expected.optional[f"{PREFIX}{module}.bias"] = (shape[0],)
+            expected.required[f"{around}{module}.weight"] = shape
+            expected.optional[f"{around}{module}.bias"] = (shape[0],)
 
 
 def _token_rows(
@@ -392,7 +280,7 @@ def _token_rows(
         expected.problems.append("trainable_token_indices: the file holds no trained token rows")
     for name in named:
         module = name[len(PREFIX) : -len(TOKEN_ROWS)]
-        if isinstance(wanted, dict) and not _ends_in(module, list(wanted)):
+        if isinstance(wanted, dict) and not ends_in(module, list(wanted)):
             continue
         rows = next(iter(wanted.values())) if isinstance(wanted, dict) else wanted
         vocabulary, width = (base or {}).get(module, (None, None))

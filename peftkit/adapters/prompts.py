@@ -8,6 +8,7 @@ that a prefix or a prompt may train through, and not these: they are in checkpoi
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from peft.tuners import PrefixEncoder, PromptEncoder
 
 from peftkit.adapters.peft_methods import put_on
+from peftkit.base.tasks import peft_task_of
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -74,7 +76,11 @@ def attach_prefix(model: Any, section: PrefixSection) -> Any:
 
 def attach_prompt(model: Any, section: PromptSection) -> Any:
     """The model with trained embeddings before those of the text, drawn from the vocabulary."""
-    adapted = _put_on(model, PromptTuningConfig(num_virtual_tokens=section.tokens))
+    config = PromptTuningConfig(
+        num_virtual_tokens=section.tokens,
+        num_transformer_submodules=1,  # of an encoder with a decoder, before what is read alone
+    )
+    adapted = _put_on(model, config)
     drawn = torch.randint(model.get_input_embeddings().num_embeddings, (section.tokens,))
     _start_as_tokens(adapted, drawn)
     return adapted
@@ -132,9 +138,27 @@ def _start_as_tokens(adapted: Any, tokens: Tensor) -> None:
 
 
 def _put_on(model: Any, config: Any) -> Any:
+    if why := _refuse_task(model, config):
+        raise RecipeError(
+            f"adapter.method: {why}", hint="`--set adapter.method=lora` fits every base"
+        )
     adapted = put_on(model, config)
     adapted.word_embeddings = model.get_input_embeddings()  # peft guesses them by their size
     return adapted
+
+
+def _refuse_task(model: Any, config: Any) -> str | None:
+    """Why nothing can stand before what this model reads; None where it can."""
+    task, embeddings = peft_task_of(model), config.peft_type.value != "PREFIX_TUNING"
+    if task is None:
+        return "peft puts nothing before a text with hidden words"
+    if task in ("SEQ_CLS", "TOKEN_CLS") and model.config.is_encoder_decoder:
+        return "an encoder with a decoder sorts no text that something stands before"
+    if task == "SEQ_CLS" and embeddings and model.config.pad_token_id is not None:
+        reads = "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
+        if reads:  # it would take the padding for the end of the text
+            return "with embeddings before the text this base does not find where the text ends"
+    return None
 
 
 def _keys_and_values(model: Any) -> tuple[int, int]:
@@ -144,7 +168,11 @@ def _keys_and_values(model: Any) -> tuple[int, int]:
         RecipeError: layers remember different things, or something else.
     """
     config = model.config.get_text_config()
-    if next(model.parameters()).is_meta:
+    taken = inspect.signature(model.base_model.forward).parameters
+    if "past_key_values" not in taken:
+        raise _without_prefix(model, "its layers take no keys and values from before")
+    unknown = next(model.parameters()).is_meta or model.config.is_encoder_decoder
+    if unknown or _looks_both_ways(model):
         return _planned(config)
     pairs = _remembered(model, torch.zeros(1, dtype=torch.long, device=model.device))
     shapes = {tuple(part.shape) for pair in pairs for part in pair}
@@ -154,13 +182,23 @@ def _keys_and_values(model: Any) -> tuple[int, int]:
     return heads, size
 
 
+def _looks_both_ways(model: Any) -> bool:
+    """Whether a base takes keys and values from before, and remembers none: an encoder."""
+    if peft_task_of(model) == "CAUSAL_LM":
+        return False
+    found = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    return getattr(found, "past_key_values", None) is None
+
+
 def _planned(config: Any) -> tuple[int, int]:
     """What a configuration says of the same, for a model without memory."""
     named = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads"))
     heads = next((number for number in named if number), config.num_attention_heads)
     if getattr(config, "multi_query", False):  # Falcon, before its new blocks
         heads = heads if getattr(config, "new_decoder_architecture", False) else 1
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    named = (getattr(config, name, None) for name in ("head_dim", "d_kv"))
+    size = next((number for number in named if number), None)
+    size = size or config.hidden_size // config.num_attention_heads
     return int(heads), int(size)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 
 from peftkit.adapters.in_place import putting_back
@@ -131,7 +132,7 @@ def using(model: Any, names: Sequence[str]) -> Iterator[None]:
         return
     check_names(model, names)
     if model.active_peft_config.is_prompt_learning and not names:
-        with model.disable_adapter():
+        with _passed_by(model):
             yield
         return
     before, flags = acting(model), _flags(model)
@@ -142,6 +143,31 @@ def using(model: Any, names: Sequence[str]) -> Iterator[None]:
     finally:
         _switch(model, before)
         _restore(flags)
+
+
+@contextmanager
+def _passed_by(model: Any) -> Iterator[None]:
+    """Inside, nothing stands before the text, and a head is what it was before it trained.
+
+    peft does the first of it, but only for models that generate.
+    """
+    swapped = [name for name in ("forward", "prepare_inputs_for_generation") if _has(model, name)]
+    heads = [part for part in model.modules() if isinstance(part, AuxiliaryTrainingWrapper)]
+    for name in swapped:
+        setattr(model, name, getattr(model.base_model, name))
+    for head in heads:
+        head.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for name in swapped:
+            delattr(model, name)
+        for head in heads:
+            head.enable_adapters(enabled=True)
+
+
+def _has(model: Any, name: str) -> bool:
+    return hasattr(model.base_model, name)
 
 
 def check_names(model: Any, names: Sequence[str]) -> None:

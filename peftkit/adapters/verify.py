@@ -20,7 +20,8 @@ from safetensors import safe_open
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.config_fields import config_problems
-from peftkit.adapters.expected import OWN_TYPES, Shape, Turned, Upright, expected_tensors
+from peftkit.adapters.expected import OWN_TYPES, expected_tensors
+from peftkit.adapters.module_tensors import Shape, Turned, Upright
 from peftkit.adapters.weights_header import (
     FLOAT_BYTES,
     DamagedFileError,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from peftkit.data.batch import Batch
 
+A_TOKEN = ("masked-lm", "token-classification")
+"""Tasks that score every token of the text."""
 TEMPERATURE = 0.05
 """What cosines are divided by before the softmax over a batch: that of sentence-transformers."""
 
@@ -33,10 +35,11 @@ def outputs_of(model: Any, batch: Batch) -> Tensor:
         shifted = model.prepare_decoder_input_ids_from_labels(batch.targets)
         settings |= {"decoder_input_ids": shifted, "use_cache": False}
     found = model(input_ids=batch.inputs, **settings)
+    size = batch.inputs.shape[1]  # what an adapter puts before the text comes first
     if batch.task.name == "embedding":
-        return average(found.last_hidden_state, batch.mask)
+        return average(found.last_hidden_state[:, -size:], batch.mask)
     scores: Tensor = found.logits
-    return scores.float()
+    return (scores[:, -size:] if batch.task.name in A_TOKEN else scores).float()
 
 
 def losses_of(outputs: Tensor, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from peftkit.base.locate import Origin
 from peftkit.base.targets import explain_experts
 from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.data.batch import Layout, collate_task, make_update
-from peftkit.errors import InputError
+from peftkit.errors import InputError, RecipeError
 from peftkit.evaluate.predictions import predict_all
 from peftkit.fast.loss import each_loss
 from peftkit.fast.task_losses import outputs_of
@@ -28,6 +28,9 @@ from peftkit.recipe.sections.adapter import (
     Ia3Section,
     LayernormSection,
     LoraSection,
+    PrefixSection,
+    PromptSection,
+    PTuningSection,
     TopSection,
 )
 from peftkit.recipe.sections.base import BaseSection
@@ -45,6 +48,18 @@ METHODS: dict[str, AdapterSection] = {
     "top": TopSection(method="top", blocks=1),
     "full": FullSection(method="full"),
 }
+BEFORE_THE_TEXT: dict[str, AdapterSection] = {
+    "prefix": PrefixSection(method="prefix", tokens=4),
+    "prompt": PromptSection(method="prompt", tokens=4),
+    "p-tuning": PTuningSection(method="p-tuning", tokens=4),
+}
+PLACED = [
+    *((method, "bert", task) for method in BEFORE_THE_TEXT for task in TASKS_OF["bert"][1:]),
+    *((method, "roberta", "classification") for method in BEFORE_THE_TEXT),
+    *((method, "t5", "seq2seq") for method in BEFORE_THE_TEXT),
+    *((method, "llama", "embedding") for method in BEFORE_THE_TEXT),
+    *(("prefix", family, "classification") for family in ("llama", "gpt2", "qwen3")),
+]
 CPU = torch.device("cpu")
 CLASSIFIERS = [(family, name) for family in (*ENCODERS, "llama", "gpt2") for name in METHODS]
 POSSIBLE = [
@@ -197,4 +212,43 @@ def test_a_base_that_cannot_do_a_task_says_so_before_its_weights_are_read(tmp_pa
     section = BaseSection(model=str(tmp_path), weights="random", task="masked-lm")
     with pytest.raises(InputError, match=r"no masked-lm model for .*, a t5 base") as refusal:
         shape_of(section, Origin("tiny", tmp_path, None))
+    assert refusal.value.hint
+
+
+@pytest.mark.parametrize(("method", "family", "task"), PLACED)
+def test_what_stands_before_a_text_learns_and_can_be_passed_by(
+    method: str, family: str, task: str, tmp_path: Path
+) -> None:
+    before = outputs(build(family, task), task)
+    model = learn(attach(build(family, task), BEFORE_THE_TEXT[method], seed=0), task)
+    after = outputs(model, task)
+    assert not torch.allclose(after, before, atol=1e-4)
+    with base_only(model):
+        assert torch.equal(outputs(model, task), before)
+    assert torch.equal(outputs(model, task), after)
+    folder = save(model, tmp_path / "adapter", method)
+    assert torch.allclose(
+        outputs(load_adapter(build(family, task), folder), task), after, atol=1e-5
+    )
+    theirs = PeftModel.from_pretrained(build(family, task), str(folder)).eval()
+    assert torch.allclose(outputs(theirs, task), after, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "task", "why"),
+    [
+        ("prefix", "modernbert", "classification", "take no keys and values from before"),
+        ("prefix", "deberta-v2", "classification", "take no keys and values from before"),
+        ("prompt", "llama", "classification", "does not find where the text ends"),
+        ("p-tuning", "gpt2", "classification", "does not find where the text ends"),
+        ("prompt", "bert", "masked-lm", "nothing before a text with hidden words"),
+        ("prefix", "t5", "classification", "an encoder with a decoder sorts no text"),
+    ],
+)
+def test_where_nothing_can_stand_before_a_text_is_told(
+    method: str, family: str, task: str, why: str
+) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        attach(build(family, task), BEFORE_THE_TEXT[method], seed=0)
+    assert why in refusal.value.message
     assert refusal.value.hint

@@ -339,7 +339,7 @@ def test_a_prefix_for_another_number_of_blocks_is_refused(name: str, tmp_path: P
 def test_a_second_one_has_no_place(name: str, tmp_path: Path) -> None:
     folder = save(grown(name), tmp_path / "adapter", name)
     model = load_adapter(build(), folder)
-    with pytest.raises(InputError, match="leaves no place for another"):
+    with pytest.raises(InputError, match="cannot act at once"):
         add_adapter(model, folder, 1)
 
 
