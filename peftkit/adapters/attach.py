@@ -6,9 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.adapters.attach_bottleneck import attach_bottleneck
 from peftkit.adapters.in_place import attach_in_place
 from peftkit.adapters.lora import attach_lora
 from peftkit.adapters.peft_methods import attach_ia3, attach_oft, attach_vera
+from peftkit.adapters.prompts import (
+    attach_p_tuning,
+    attach_prefix,
+    attach_prompt,
+    start_from_text,
+)
 from peftkit.adapters.several import using
 from peftkit.adapters.starts import start_on_inputs
 from peftkit.base.tokens import added_rows
@@ -25,6 +32,10 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
     "ia3": attach_ia3,
     "vera": attach_vera,
     "oft": attach_oft,
+    "bottleneck": attach_bottleneck,
+    "prefix": attach_prefix,
+    "prompt": attach_prompt,
+    "p-tuning": attach_p_tuning,
     "layernorm": attach_in_place,
     "bitfit": attach_in_place,
     "head": attach_in_place,
@@ -42,8 +53,11 @@ def attach(
     *,
     seed: int,
     documents: Sequence[Sequence[int]] = (),
+    tokenizer: Any = None,
 ) -> Any:
     """The model with a fresh adapter; until it trains, its outputs are the base's own.
+
+    Only what stands before the text (`prefix`, `prompt`, `p-tuning`) has a say from the start.
 
     Args:
         model: the frozen base.
@@ -51,6 +65,7 @@ def attach(
         seed: decides what is drawn.
         documents: token ids of training documents, for a variant that starts from what the base
             makes of them; without any, such a start is drawn, and its shapes are the same.
+        tokenizer: the base's, for a method that may start as a text.
     """
     if added_rows(model) and section.method != "lora":
         raise RecipeError(
@@ -60,6 +75,8 @@ def attach(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = METHODS[section.method](model, section)
+        if text := getattr(section, "init_text", None):
+            start_from_text(adapted, tokenizer, text)
     if documents and section.method == "lora" and section.variant == "eva":
         start_on_inputs(adapted, documents)
     return adapted

@@ -318,6 +318,7 @@ FIELDS: dict[str, dict[str, Rule]] = {
         "variant": _one_of("houlsby", "pfeiffer", "parallel"),
         "scaling": _number(-1e6, 1e6),
         "dropout": _share,
+        "fan_in_fan_out": _flag,
         "init_weights": _flag,
     },
     "FULL": _OWN,

@@ -199,9 +199,8 @@ def _out_in(shape: tuple[int, ...] | None, config: Config) -> tuple[int | None, 
     """
     if shape is None:
         return None, None
-    if isinstance(shape, Turned) or (
-        config.get("fan_in_fan_out") and not isinstance(shape, Upright)
-    ):
+    said = config.get("fan_in_fan_out") and not isinstance(shape, Upright)
+    if said or isinstance(shape, Turned):
         return shape[-1], shape[0]
     return shape[0], shape[-1]
 
@@ -286,12 +285,17 @@ def _bottleneck(
 
 def _prompt(expected: Expected, config: Config, base: Mapping[str, tuple[int, ...]] | None) -> None:
     rows, width = config["num_virtual_tokens"], config["token_dim"]
-    if base is not None and not any(width in shape for shape in base.values()):
+    parts = config["peft_type"] == "PREFIX_TUNING"  # heads may share keys, and layers be fused
+    sizes = {size for shape in (base or {}).values() for size in shape}
+    if base is not None and not any(
+        size % width == 0 if parts else size == width for size in sizes
+    ):
         expected.problems.append(f"token_dim: no layer of the base is {width} wide")
-    if config["peft_type"] == "PREFIX_TUNING":
+    if parts:
+        numbers = [int(found[1]) for name in base or () if (found := BLOCK.search(f"{name}."))]
+        if numbers and config["num_layers"] != max(numbers) + 1:
+            expected.problems.append(f"num_layers: the base has {max(numbers) + 1} blocks")
         width *= 2 * config["num_layers"]
-        if config.get("prefix_projection"):
-            expected.problems.append("prefix_projection: peft cannot load such a prefix back")
     else:
         rows *= config.get("num_transformer_submodules") or 1
     expected.required["prompt_embeddings"] = (rows, width)

@@ -95,12 +95,6 @@ def _token_rows(model: Any) -> dict[str, list[int]] | None:
 
 
 def _refuse_section(section: LoraSection, task: str | None) -> None:
-    if section.variant == "loftq":
-        raise RecipeError(
-            "adapter.variant: loftq corrects what quantizing a base rounds away, and this base "
-            "is not quantized",
-            hint="`--set adapter.variant=plain`, or `pissa` for a start on the base's weights",
-        )
     if section.variant == "eva" and task == "SEQ_2_SEQ_LM":
         raise RecipeError(
             "adapter.variant: eva starts from what a base makes of texts, and an encoder with a "

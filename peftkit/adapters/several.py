@@ -6,6 +6,7 @@ but what acts: a parameter that trained before trains afterwards, and no other.
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-TOGETHER = ("LORA", "IA3", "OFT")
+TOGETHER = ("LORA", "IA3", "OFT", "BOTTLENECK")
 """Kinds of which several can act at once, one after the other on the same layers."""
 BASE = "__base__"
 """peft's name, in a batch, for rows without an adapter."""
@@ -63,6 +64,7 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
     if _has_rows(model) or token_rows(folder):
         which = "it" if token_rows(folder) else "the first"
         raise InputError(f"`{folder}` cannot be added: {which} brings rows of tokens of its own")
+    _refuse_another_place(next(iter(model.peft_config.values())), folder)
     before, flags = acting(model), _flags(model)
     with quiet():
         try:
@@ -96,6 +98,17 @@ def _put_beside(model: Any, folder: Path, name: str) -> None:
     PeftModel.add_adapter(model, name, config)
     weights = load_file(folder / WEIGHTS_FILE)
     set_peft_model_state_dict(model, weights, adapter_name=name)
+
+
+def _refuse_another_place(first: Any, folder: Path) -> None:
+    """Say that one adapter wraps what the other goes into: peft would leave it out in silence."""
+    own = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("variant")
+    both = {own, getattr(first, "variant", None)}
+    if "parallel" in both and len(both) > 1:
+        raise InputError(
+            f"`{folder}` cannot be added: one of the two adapters stands beside the MLP and the "
+            "other after it"
+        )
 
 
 def use(model: Any, names: Sequence[str]) -> None:

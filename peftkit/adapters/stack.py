@@ -124,17 +124,18 @@ def attach_over(
     *,
     seed: int,
     base: str,
-    documents: Sequence[Sequence[int]] = (),
+    **start: Any,
 ) -> Any:
     """The model with a fresh adapter that trains, above the frozen ones that are to be under it.
 
-    `base_only` then means the base with those, as it was before the new one came.
+    `base_only` then means the base with those, as it was before the new one came. What else it may
+    start from is handed to `attach`.
     """
     for each in below:
         if each.own:
             model = load_adapter(model, each.folder, base=base)
             forget_before(model)
-    adapted = attach(model, section, seed=seed, documents=documents)
+    adapted = attach(model, section, seed=seed, **start)
     names = []
     for number, each in enumerate(below):
         if not each.own:

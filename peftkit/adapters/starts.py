@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
-from peft.utils.integrations import dequantize_module_weight
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from peftkit.base.quantize import plain_weight
+from peftkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -57,7 +60,7 @@ def start_on_weights(model: Any, variant: str) -> None:
     """Start every update on its layer's own weights: `pissa` or `olora`."""
     find = {"pissa": principal_factors, "olora": orthonormal_factors}[variant]
     for _, layer in _layers(model):
-        weight = dequantize_module_weight(layer.get_base_layer()).detach().float()
+        weight = plain_weight(layer.get_base_layer()).detach().float()
         turned = weight.t() if layer.fan_in_fan_out else weight
         down, up = find(turned, layer.r[ADAPTER], layer.scaling[ADAPTER])
         layer.lora_A[ADAPTER].weight.copy_(down)
@@ -156,6 +159,38 @@ def correct_rounding(original: Tensor, held: Tensor, rank: int) -> tuple[Tensor,
         rank: of the correction; divide one factor by the layer's scale before use.
     """
     return principal_factors(original.float() - held.float(), rank, 1.0)
+
+
+@torch.no_grad()
+def start_on_rounding(model: Any, originals: Iterable[tuple[str, Tensor]]) -> None:
+    """Start every update on what its layer lost when it was quantized: `loftq`.
+
+    Args:
+        model: a quantized base with a fresh adapter.
+        originals: name and numbers of each tensor of the base's files.
+
+    Raises:
+        InputError: the files lack the weight of an adapted layer, or hold it packed already.
+    """
+    left = dict(_layers(model))
+    for name, original in originals:
+        module, _, kind = name.rpartition(".")
+        found = [path for path in left if f".{path}".endswith(f".{module}")]
+        if kind != "weight" or not found or not original.is_floating_point():
+            continue
+        layer = left.pop(found[0])
+        base = layer.get_base_layer()
+        turned = getattr(base, "source_cls", None) is Conv1D
+        wanted = (original.t() if turned else original).to(base.weight.device)
+        down, up = correct_rounding(wanted, plain_weight(base), layer.r[ADAPTER])
+        layer.lora_A[ADAPTER].weight.copy_(down)
+        layer.lora_B[ADAPTER].weight.copy_(up / layer.scaling[ADAPTER])
+    if left:
+        raise InputError(
+            f"the base's files have no unpacked weight of {len(left)} adapted layers, e.g. "
+            f"`{next(iter(left))}`, so loftq cannot know what was rounded away",
+            hint="`--set adapter.variant=plain`",
+        )
 
 
 def as_plain(

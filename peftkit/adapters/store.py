@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -117,8 +118,11 @@ def _contents_of(model: Any) -> tuple[Mapping[str, Tensor], Any | None]:
     return as_plain(model, found, model.peft_config[model.active_adapter])
 
 
-def _save_config(config: Any, folder: Path, origin: Origin) -> None:
+def _save_config(own: Any, folder: Path, origin: Origin) -> None:
+    config: Any = copy(own)  # the model goes on as it is
     config.inference_mode = True
+    if getattr(config, "prefix_projection", False):
+        config.prefix_projection = False  # what is saved is what the network gives, not the network
     config.base_model_name_or_path = origin.name
     config.revision = origin.commit
     config.save_pretrained(str(folder))

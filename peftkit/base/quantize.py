@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.base.dtype import DTYPES
 from peftkit.base.locate import weight_files
 from peftkit.base.targets import linear_layers
+from peftkit.base.tasks import NEW_HEAD, model_class, new_parts
 from peftkit.errors import InputError, RecipeError
 from peftkit.recipe.sections.base import FOUR_BITS
 
@@ -41,6 +42,8 @@ def quantization(
 ) -> dict[str, Any]:
     """What `from_pretrained` takes beside the rest so that the layers are packed while they load.
 
+    A new head trains, and stays as it is.
+
     Raises:
         RecipeError: bitsandbytes is not installed.
         InputError: the base was published quantized, and is to be quantized again.
@@ -55,16 +58,25 @@ def quantization(
             hint="`--set base.quantize=none` takes it as it is",
         )
     _import_bitsandbytes(section.quantize)
-    return {"quantization_config": _settings(section), **placed}
+    return {"quantization_config": _settings(section, _new_head(section, config)), **placed}
 
 
-def _settings(section: BaseSection) -> Any:
+def _new_head(section: BaseSection, config: Any) -> list[str] | None:
+    """Names of the modules of a head that no base brings along; None where it has its own."""
+    if section.task not in NEW_HEAD:
+        return None
+    with torch.device("meta"):
+        return new_parts(model_class(section.task).from_config(config))
+
+
+def _settings(section: BaseSection, kept: list[str] | None) -> Any:
     from transformers import BitsAndBytesConfig
 
     if section.quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=kept,  # in 4 bits as well, whatever it is called
         bnb_4bit_quant_type=section.quantize,
         bnb_4bit_use_double_quant=section.double_quant,
         bnb_4bit_compute_dtype=DTYPES[section.dtype],

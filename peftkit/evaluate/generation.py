@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.adapters.prompts import virtual_tokens
+from peftkit.base.upstream import quiet
 from peftkit.evaluate.losses import batches_by_length
 
 if TYPE_CHECKING:
@@ -55,12 +58,11 @@ def answer_all(
     )
     reads_apart = model.config.is_encoder_decoder  # then what it writes stands alone
     answers: dict[int, Answer] = {}
-    lengths = [len(prompt) + room for prompt in prompts]
-    for indices in batches_by_length(lengths, BATCH_TOKENS):
+    for indices in _batches(model, prompts, room):
         inputs, mask = _pad_left([prompts[index] for index in indices])
         device = next(model.parameters()).device
         mixed = {"adapter_names": [adapters[index] for index in indices]} if adapters else {}
-        with _own_habits_off(model):
+        with _own_habits_off(model), quiet():
             produced = model.generate(
                 input_ids=inputs.to(device),
                 attention_mask=mask.to(device),
@@ -71,6 +73,18 @@ def answer_all(
         for index, row in zip(indices, produced[:, start:].tolist(), strict=True):
             answers[index] = _read(row, tokenizer, stops)
     return [answers[index] for index in range(len(prompts))]
+
+
+def _batches(model: Any, prompts: Sequence[Sequence[int]], room: int) -> Iterator[list[int]]:
+    """Indices of prompts that are answered together.
+
+    Padding would stand between a prompt and what an adapter puts before it, where positions and
+    windows count it, so with such an adapter they are of one length.
+    """
+    padded = not virtual_tokens(model)
+    for batch in batches_by_length([len(prompt) + room for prompt in prompts], BATCH_TOKENS):
+        alike = groupby(batch, key=lambda index: 0 if padded else len(prompts[index]))
+        yield from (list(group) for _, group in alike)
 
 
 @contextmanager
@@ -90,6 +104,7 @@ def _within_window(model: Any, prompts: Sequence[Sequence[int]], room: int) -> i
     """The room for answers that learned positions, as GPT-2's, leave after the longest prompt."""
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts), default=0)
+    longest += virtual_tokens(model)
     return max(1, min(room, window - longest)) if isinstance(window, int) else room
 
 

@@ -33,11 +33,13 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
 
     No attention mask is passed: padding stands last, where causal attention never looks, and
     documents that share a row are told apart by their positions (with the cache off, without
-    which transformers would not look for them), or by their lengths in a flat row.
+    which transformers would not look for them), or by their lengths in a flat row. An adapter that
+    puts embeddings before the text has logits of these as well, which come first.
     """
     places = {} if batch.positions is None else {"position_ids": batch.positions}
     with attending(model, batch.lengths):
         logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
+    logits = logits[:, -batch.targets.shape[1] :]
     return cross_entropy(
         logits.float().flatten(0, 1),
         batch.targets.flatten(),

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def refuse_recompute(model: Any) -> str | None:
-    """Why blocks of this family cannot run again, if so."""
+    """Why the blocks of this model cannot run again, if so."""
+    adapters = getattr(model, "peft_config", {}).values()
+    if any(adapter.peft_type == "PREFIX_TUNING" for adapter in adapters):
+        return "a block that runs again would find the keys and values of the text in the prefix"
     if all(isinstance(block, GradientCheckpointingLayer) for block in list_blocks(unwrap(model))):
         return None
     return "the blocks of its family cannot run again for the backward pass"

@@ -42,6 +42,14 @@ def unwrap(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def refuse_shared_rows(model: Any) -> str | None:
+    """Why documents cannot share a row, whatever the base is, if so."""
+    for config in getattr(model, "peft_config", {}).values():
+        if config.is_prompt_learning:
+            return f"the adapter stands before one text a row ({config.peft_type.value})"
+    return None
+
+
 def refusals(model: Any) -> Iterator[str]:
     """Why its backbone and head cannot be run apart, the plainest reason first; mostly nothing."""
     plain = unwrap(model)

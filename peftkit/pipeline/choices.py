@@ -14,7 +14,7 @@ from peftkit.data.batch import Layout, collate, flatten, make_update
 from peftkit.data.task import CAUSAL, Task
 from peftkit.disk.cache import cache_limit, make_room
 from peftkit.disk.size import show_bytes
-from peftkit.errors import RunError
+from peftkit.errors import RecipeError, RunError
 from peftkit.fast.compiled import compile_blocks
 from peftkit.fast.frozen import describe_states
 from peftkit.fast.lora import enable as lora_on
@@ -30,6 +30,7 @@ from peftkit.fast.paths import (
     choose_norm,
 )
 from peftkit.fast.recompute import recompute, refuse_recompute
+from peftkit.fast.refusals import refuse_shared_rows
 from peftkit.fast.varlen import FlatRowError, disable, enable
 from peftkit.pipeline.plan import fit_memory
 from peftkit.pipeline.setup import measure_sizes
@@ -219,6 +220,11 @@ def _choose_memory(
     else:
         why = "a step fits into memory as it is"
     if recomputed and (reason := refuse_recompute(model)):
+        if recipe.train.recompute == "all":
+            raise RecipeError(
+                f"train.recompute: all, but {reason}",
+                hint="`--set train.recompute=auto` does without where it must",
+            )
         return rows, 0, reason
     return rows, recomputed, why
 
@@ -230,6 +236,7 @@ def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, boo
     if not setup.task.packs:
         alone = f"rows of {setup.task.name} stand alone"
     alone = alone or ("there is only one document" if len(examples) < 2 else None)
+    alone = alone or refuse_shared_rows(model)
     if alone:
         return False, False, alone, alone
     documents = [*examples[:2], max(examples, key=lambda example: example.length)]

@@ -13,8 +13,10 @@ import torch
 
 from peftkit.adapters.attach import base_only, trainable
 from peftkit.adapters.stack import attach_over, describe
+from peftkit.adapters.starts import start_on_rounding
 from peftkit.adapters.store import save_adapter
 from peftkit.base.load import load_base
+from peftkit.base.quantize import source_tensors
 from peftkit.errors import RecipeError, RunError
 from peftkit.fast.frozen import find_cut, keep_states
 from peftkit.fast.paths import PATHS, restore_paths
@@ -170,14 +172,18 @@ def load_adapted(recipe: Recipe, setup: Setup, documents: Sequence[Sequence[int]
     It may start from `documents`; one that goes on, or is told its numbers, needs none.
     """
     base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
-    return attach_over(
+    model = attach_over(
         base.model,
         recipe.adapter,
         setup.below,
         seed=recipe.seed,
         base=setup.origin.name,
         documents=documents,
+        tokenizer=setup.tokenizer,
     )
+    if documents and getattr(recipe.adapter, "variant", None) == "loftq":
+        start_on_rounding(model, source_tensors(setup.origin))
+    return model
 
 
 def _opening(setup: Setup) -> list[list[int]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.base.upstream import quiet
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ def generate(
     device = next(target.model.parameters()).device
     inputs = torch.tensor([list(ids)], device=device)
     streamer = Streamer(target.base.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    target.model.generate(
-        input_ids=inputs,
-        attention_mask=torch.ones_like(inputs),
-        generation_config=config,
-        streamer=streamer,
-    )
+    with quiet():
+        target.model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=config,
+            streamer=streamer,
+        )
     return "".join(pieces)
 
 

@@ -15,6 +15,7 @@ from peftkit.base.memory import (
     evaluation_bytes,
     training_bytes,
 )
+from peftkit.errors import RecipeError
 from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
 
@@ -53,6 +54,7 @@ class Plan:
 def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
     """The plan of a run whose data is known; nothing is loaded for it but the model's shape."""
     sizes = sizes or measure_sizes(recipe, setup.base, setup.origin)
+    _refuse_no_room(recipe, setup, sizes)
     examples = setup.data.train.examples
     tokens = sum(example.length for example in examples)
     rows = recipe.train.batch.rows
@@ -105,6 +107,22 @@ def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> t
     if recipe.train.recompute == "all":
         recomputed = load.blocks
     return rows, replace(load, recomputed=recomputed)
+
+
+def _refuse_no_room(recipe: Recipe, setup: Setup, sizes: Sizes) -> None:
+    """Say where a row and what stands before it are longer together than the base was made for."""
+    before, data = getattr(recipe.adapter, "tokens", 0), setup.data
+    sets = [data.train, data.validation, *([data.test] if data.test else [])]
+    longest = max(example.length for each in sets for example in each.examples)
+    if before and sizes.window is not None and longest + before > sizes.window:
+        left = sizes.window - before
+        raise RecipeError(
+            f"adapter.tokens: {before} before the longest row of {longest} are more than the "
+            f"{sizes.window} places that the base was made for",
+            hint=f"`--set data.max_length={left} --set data.too_long=truncate`"
+            if left > 0
+            else "`--set adapter.tokens=16`",
+        )
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:

@@ -156,6 +156,8 @@ class Sizes:
     trainable: int
     adapted_blocks: int
     """Blocks from the first one with a parameter that trains: all where one lies below them."""
+    window: int | None = None
+    """Most places the base was made for, where its config says so."""
 
     @property
     def share(self) -> float:
@@ -177,4 +179,5 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
         adapted = attach(model, recipe.adapter, seed=recipe.seed)
     parameters = trainable(adapted)
     blocks = shape.layers - first_trained_block(adapted, unwrap(adapted))
-    return Sizes(shape, sum(p.numel() for p in parameters.values()), blocks)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return Sizes(shape, sum(p.numel() for p in parameters.values()), blocks, window)

@@ -21,8 +21,8 @@ SHORTHAND, METHOD, QUANTIZED = "qlora", "lora", "nf4"
 WHOLE = ("top", "full")
 """Methods that train whole matrices of the base; those that train norms or biases alone may go on
 a quantized base, whose norms and biases stay as they are."""
-REWRITING = ("pissa", "loftq", "olora")
-"""Variants of LoRA that take their start out of the base's weights, and so rewrite them."""
+EXACT = ("pissa", "olora")
+"""Variants of LoRA that start from the base's weights as they were published."""
 
 Place = tuple[str, str]
 
@@ -60,17 +60,20 @@ def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     how = f"`base.quantize: {base.quantize}`"
     if not base.double_quant and base.quantize not in FOUR_BITS:
         yield ("base", "double_quant"), f"only bases in 4 bits have it, and this says {how}"
+    variant = getattr(adapter, "variant", None)
     if base.quantize == "none":
+        if variant == "loftq":
+            what = "`loftq` corrects what quantizing a base rounds away, and this one is not"
+            yield ("adapter", "variant"), f"{what}; it goes with `base.quantize: nf4`"
         return
     if base.weights == "random":
         yield ("base", "weights"), f"random weights would all have to train, and {how} freezes them"
     if adapter.method in WHOLE:
         what = f"`{adapter.method}` trains the base's own matrices, which {how} freezes"
         yield ("adapter", "method"), f"{what}; `lora` trains beside them"
-    variant = getattr(adapter, "variant", None)
-    if variant in REWRITING:
-        what = f"`{variant}` rewrites the base's weights, and {how} would round them once more"
-        yield ("adapter", "variant"), f"{what}; `plain` leaves them alone"
+    if variant in EXACT:
+        what = f"`{variant}` starts from the base's exact weights, which {how} rounds"
+        yield ("adapter", "variant"), f"{what}; `plain` and `loftq` go with it"
     if variant == "dora" and base.quantize == "int8":
         what = f"`dora` reads the base's weights, and peft loses their scales with {how}"
         yield ("adapter", "variant"), f"{what}; `base.quantize: nf4` goes with it"

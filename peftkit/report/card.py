@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MADE_BY = "<!-- written by peftkit from the run; delete this line to keep your own text -->"
 """Ends a card that was made, so that one which somebody wrote by hand is never replaced."""
 
-_METHODS = {"lora": "LoRA", "ia3": "IA3", "vera": "VeRA", "oft": "OFT", "bitfit": "BitFit"}
 _TASKS = {
     "causal-lm": "text-generation",
     "masked-lm": "fill-mask",
@@ -40,6 +39,14 @@ _TASKS = {
     "embedding": "sentence-similarity",
 }
 """What a hub calls the tasks; those with labels or numbers a row are `text-classification`."""
+_METHODS = {
+    "lora": "LoRA",
+    "ia3": "IA3",
+    "vera": "VeRA",
+    "oft": "OFT",
+    "p-tuning": "P-tuning",
+    "bitfit": "BitFit",
+}
 _LONGEST_RECIPE = 20_000
 
 

@@ -156,4 +156,7 @@ def _before(base: BaseName, kind: str, repo: str | None, *, above: bool = False)
         needed.append("with the path of the base put in")
     if above:
         needed.append("with that of each adapter under it put in")
-    return f"{', '.join(needed)}:"
+    said = f"{', '.join(needed)}:"
+    if kind == "BOTTLENECK":
+        return f"`peft` alone stops at this kind of adapter with `KeyError: 'BOTTLENECK'`. {said}"
+    return said

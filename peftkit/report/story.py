@@ -41,6 +41,10 @@ _METHODS = {
     "bitfit": "BitFit",
     "layernorm": "layer norms",
     "top": "top blocks",
+    "bottleneck": "bottleneck adapters",
+    "prefix": "prefix tuning",
+    "prompt": "prompt tuning",
+    "p-tuning": "P-tuning",
 }
 
 OURS = "Adapter"

@@ -60,6 +60,11 @@ NOTHING = "none"
 """What `under` says where the adapter stands on the base itself."""
 
 
+Opening = Annotated[
+    Annotated[str, Field(min_length=1)] | None, Expected("a text such as `Translate:`, or `null`")
+]
+
+
 class MethodSection(Section):
     """What the section of every method may say."""
 
@@ -142,6 +147,68 @@ class OftSection(MethodSection):
     """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
 
 
+class BottleneckSection(MethodSection):
+    """A small network in each block, or two: down, a bend, and up again (Houlsby et al., 2019)."""
+
+    method: Literal["bottleneck"]
+    variant: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    """`houlsby` after attention and the MLP, `pfeiffer` after the MLP, `parallel` beside it."""
+    reduction: Count = 16
+    """What the width of the base is divided by to give that of the network."""
+    size: Count | Auto = "auto"
+    """The width of the network itself; `auto` follows from `reduction`."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
+    """The bend between the two layers."""
+    dropout: Share = 0.0
+    """Share of the network's inputs dropped while training."""
+    scale: PositiveNumber = 1.0
+    """What the network's outputs are multiplied by."""
+    layers: Layers = "all"
+    """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
+
+
+class PrefixSection(MethodSection):
+    """Trained keys and values before those of the text, in every layer (Li and Liang, 2021)."""
+
+    method: Literal["prefix"]
+    tokens: Count = 16
+    """How many stand before the text; they take places of the base's window."""
+    projection: bool = False
+    """Whether a network of two layers computes them: it trains faster, and is not saved."""
+    projection_size: Count | Auto = "auto"
+    """Inner width of that network; `auto` is the width of the base."""
+    init_text: Opening = None
+    """A text whose keys and values they start as; without one they start next to 0."""
+
+    @model_validator(mode="after")
+    def _refuse_both(self) -> Self:
+        if self.projection and self.init_text is not None:
+            raise ValueError("init_text: what `projection` computes cannot start as a text")
+        return self
+
+
+class PromptSection(MethodSection):
+    """Trained embeddings before those of the text (Lester et al., 2021)."""
+
+    method: Literal["prompt"]
+    tokens: Count = 16
+    """How many stand before the text; they take places of the base's window."""
+    init_text: Opening = None
+    """A text whose embeddings they start as; without one, those of tokens drawn at random."""
+
+
+class PTuningSection(MethodSection):
+    """Embeddings before those of the text that a small network computes (Liu et al., 2021)."""
+
+    method: Literal["p-tuning"]
+    tokens: Count = 16
+    """How many stand before the text; they take places of the base's window."""
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """The network: three layers, or a recurrent one in both directions and two layers."""
+    encoder_size: Count | Auto = "auto"
+    """Inner width of that network; `auto` is the width of the base."""
+
+
 class LayernormSection(MethodSection):
     """The base's own norms train, with their biases, and nothing else (Zhao et al., 2024)."""
 
@@ -208,6 +275,10 @@ AdapterSection = Annotated[
     | Annotated[Ia3Section, Tag("ia3")]
     | Annotated[VeraSection, Tag("vera")]
     | Annotated[OftSection, Tag("oft")]
+    | Annotated[BottleneckSection, Tag("bottleneck")]
+    | Annotated[PrefixSection, Tag("prefix")]
+    | Annotated[PromptSection, Tag("prompt")]
+    | Annotated[PTuningSection, Tag("p-tuning")]
     | Annotated[LayernormSection, Tag("layernorm")]
     | Annotated[BitfitSection, Tag("bitfit")]
     | Annotated[HeadSection, Tag("head")]

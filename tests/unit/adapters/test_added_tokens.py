@@ -172,7 +172,8 @@ def test_a_row_that_nothing_names_is_refused(folder: Path, tmp_path: Path) -> No
 
 def test_a_model_without_memory_grows_the_same(folder: Path) -> None:
     base = load(folder)
-    shape = shape_of(base.origin, TOKENS).requires_grad_(requires_grad=False)
+    section = BaseSection(model=str(folder), add_tokens=TOKENS)
+    shape = shape_of(section, base.origin).requires_grad_(requires_grad=False)
     with torch.device("meta"):
         planned = trainable(attach(shape, LoraSection(rank=2), seed=0))
     made = trainable(attach(base.model, LoraSection(rank=2), seed=0))

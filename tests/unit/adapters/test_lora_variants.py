@@ -304,12 +304,6 @@ def test_directions_found_bit_by_bit_are_those_found_at_once() -> None:
         assert torch.allclose((found.directions @ right.t()).abs(), torch.eye(12), atol=1e-3)
 
 
-def test_loftq_waits_for_a_quantized_base() -> None:
-    with pytest.raises(RecipeError, match="this base is not quantized") as refusal:
-        adapted(variant="loftq")
-    assert "adapter.variant=plain" in str(refusal.value.hint)
-
-
 @pytest.mark.parametrize("rank", [1, 4, 16])
 def test_correcting_what_was_rounded_away_leaves_less_of_it(rank: int) -> None:
     weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.attach import attach, base_only, trainable
+from peftkit.adapters.starts import start_on_rounding
 from peftkit.adapters.store import load_adapter, save_adapter
 from peftkit.base import dtype
 from peftkit.base.dtype import choose_dtype
@@ -29,6 +30,7 @@ from peftkit.base.quantize import (
     plain_weight,
     requantize,
     restore_classes,
+    source_tensors,
     unpack,
 )
 from peftkit.base.targets import linear_layers, shape_of_layer
@@ -363,3 +365,29 @@ def test_it_trains_on_a_gpu(llama: Path, quantize: str) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+def test_loftq_starts_nearer_to_the_base_as_it_was_published(folder: Path) -> None:
+    exact = logits(load(folder, "none"))
+    section = LoraSection(rank=48, variant="loftq")
+    model = attach(load(folder), section, seed=0)
+    rounded = logits(model)
+    start_on_rounding(model, source_tensors(Origin("base", folder, None)))
+    corrected = logits(model)
+    assert float((corrected - exact).norm()) < 0.9 * float((rounded - exact).norm())
+    with base_only(model):
+        assert torch.equal(logits(model), rounded)
+
+
+def test_loftq_says_which_weight_the_files_lack(llama: Path) -> None:
+    model = attach(load(llama), LoraSection(rank=2, variant="loftq"), seed=0)
+    with pytest.raises(InputError, match="no unpacked weight of 14 adapted layers"):
+        start_on_rounding(model, [("model.embed_tokens.weight", torch.zeros(2, 2))])
+
+
+def test_a_new_head_is_not_packed(llama: Path) -> None:
+    model = load(llama, task="classification", labels=("a", "b"))
+    assert len(packed_layers(model)) == 14
+    assert type(model.score) is nn.Linear
+    trained = trainable(attach(model, LoraSection(rank=2), seed=0))
+    assert any("score" in name for name in trained)

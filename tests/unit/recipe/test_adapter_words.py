@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
         ("adapter.method=bitfitt", "`bitfitt` is not known; did you mean `bitfit`?"),
         ("adapter.method=nothing-like-it", "expected `lora`, "),
         ("adapter.variant=rslroa", "`rslroa` is not known; did you mean `rslora`?"),
-        ("adapter.variant=nothing-like-it", "expected `plain`, `rslora`, "),
+        ("adapter.variant=nothing-like-it", "expected `plain`, `rslora`, `dora`, "),
         ("adapter.layers=uper-half", "`uper-half` is not known; did you mean `upper-half`?"),
         ("adapter.under=3", "expected `none`, or an adapter folder or a run folder, got `3`"),
     ],

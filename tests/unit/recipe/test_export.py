@@ -144,7 +144,10 @@ def test_keys_are_explained_below_a_section_only() -> None:
     assert {key.name for key in keys("data.test")} == {"data.test"}  # a source is explained once
     (method,) = keys("adapter.method")
     assert (method.expected, method.default) == (
-        "`lora`, `ia3`, `vera`, `oft`, `layernorm`, `bitfit`, `head`, `top` or `full`",
+        (
+            "`lora`, `ia3`, `vera`, `oft`, `bottleneck`, `prefix`, `prompt`, `p-tuning`, "
+            "`layernorm`, `bitfit`, `head`, `top` or `full`"
+        ),
         "lora",
     )
     assert [key.default for key in keys("base.model")] == [""]

@@ -6,7 +6,7 @@ import pytest
 
 from peftkit.errors import RecipeError
 from peftkit.recipe.load import load_recipe
-from peftkit.recipe.quantized import REWRITING, refuse_what_cannot_work
+from peftkit.recipe.quantized import EXACT
 from peftkit.recipe.schema import Recipe
 
 DATA = "data: {train: rows.jsonl}\n"
@@ -109,14 +109,20 @@ def test_methods_that_leave_matrices_alone_go_on_a_quantized_base(
     assert load_recipe(path).recipe.base.quantize == "nf4"
 
 
-def test_variants_that_rewrite_the_base_are_refused(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, "base: {model: m, quantize: nf4}\n")).recipe
-    refuse_what_cannot_work(recipe)
-    assert {"pissa", "loftq"} <= set(REWRITING)
-    for variant in REWRITING:
-        adapter = recipe.adapter.model_copy(update={"variant": variant})
-        with pytest.raises(ValueError, match=f"`{variant}` rewrites the base's weights"):
-            refuse_what_cannot_work(recipe.model_copy(update={"adapter": adapter}))
+def test_variants_that_start_from_exact_weights_are_refused(tmp_path: Path) -> None:
+    assert EXACT == ("pissa", "olora")
+    for variant in EXACT:
+        text = f"base: {{model: m, quantize: nf4}}\nadapter: {{variant: {variant}}}\n"
+        (problem,) = problems(write(tmp_path, text))
+        assert problem.startswith("line 2: adapter.variant: ")
+        assert f"`{variant}` starts from the base's exact weights" in problem
+
+
+def test_loftq_needs_a_base_that_is_quantized_here(tmp_path: Path) -> None:
+    (problem,) = problems(write(tmp_path, "base: {model: m}\nadapter: {variant: loftq}\n"))
+    assert "it goes with `base.quantize: nf4`" in problem
+    text = "base: {model: m, quantize: nf4}\nadapter: {variant: loftq}\n"
+    assert load_recipe(write(tmp_path, text)).recipe.adapter.method == "lora"
 
 
 def test_what_other_tools_call_it_gets_an_answer(tmp_path: Path) -> None:

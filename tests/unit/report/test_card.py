@@ -229,6 +229,12 @@ def test_the_lines_are_python_that_imports_what_it_uses(
     assert ("generate" in lines) == (task in ("CAUSAL_LM", "SEQ_2_SEQ_LM"))
 
 
+@pytest.mark.parametrize(("kind", "said"), [("BOTTLENECK", True), ("LORA", False)])
+def test_what_peft_alone_stops_at_is_told(run: Path, kind: str, *, said: bool) -> None:
+    edit(run, "adapter/adapter_config.json", lambda config: config.update(peft_type=kind))
+    assert ("KeyError: 'BOTTLENECK'" in build_card(run, repo="me/chat")) is said
+
+
 @pytest.mark.parametrize("kind", ["LORA", "FULL"])
 def test_the_lines_run(
     kind: str,
