@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from safetensors.torch import load_file
 
 from peftkit.adapters.in_place import putting_back
+from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import WEIGHTS_FILE, module_shapes, verify_adapter
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
@@ -60,6 +61,9 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
         raise InputError(
             f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
         )
+    if _has_rows(model) or token_rows(folder):
+        which = "it" if token_rows(folder) else "the first"
+        raise InputError(f"`{folder}` cannot be added: {which} brings rows of tokens of its own")
     _refuse_another_place(next(iter(model.peft_config.values())), folder)
     before, flags = acting(model), _flags(model)
     with quiet():
@@ -74,6 +78,11 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
     fresh = [(p, False) for p in model.parameters() if id(p) not in own]
     _switch(model, before)
     _restore([*flags, *fresh])
+
+
+def _has_rows(model: PeftModel) -> bool:
+    """Whether an adapter trained rows of an embedding, beside which peft loads only its like."""
+    return any(isinstance(module, TrainableTokensWrapper) for module in model.modules())
 
 
 def _put_beside(model: Any, folder: Path, name: str) -> None:

@@ -21,6 +21,7 @@ from peftkit.adapters.store import CHANGED_WEIGHTS, CONFIG, NOTE, PEFT_WEIGHTS, 
 from peftkit.adapters.task_file import restore_head
 from peftkit.adapters.verify import AdapterFacts, module_shapes, verify_adapter
 from peftkit.base.tasks import new_parts
+from peftkit.base.tokens import added_rows
 from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
@@ -98,6 +99,11 @@ def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below
     """
     if section.under == NOTHING:
         return ()
+    if added_rows(model):  # of adapters with rows of an embedding, peft takes one at a time
+        raise RecipeError(
+            "base.add_tokens: new tokens cannot be trained above an earlier adapter",
+            hint="`--set adapter.under=none`, or train without new tokens",
+        )
     try:
         folder = find_adapter(section.under)
     except RecipeError as problem:

@@ -152,8 +152,6 @@ def _load_changed(model: Any, folder: Path) -> Any:
 
 def add_adapter(model: Any, folder: Path, number: int) -> Any:
     """The model with one more adapter of the same kind active beside those it has."""
-    if token_rows(folder):
-        raise InputError(f"`{folder}` cannot be added: it brings rows of tokens of its own")
     name = f"adapter{number}"
     load_beside(model, folder, name)
     use(model, [*acting(model), name])

@@ -265,3 +265,8 @@ def test_kept_states_are_those_of_the_base_with_what_stands_under(
     assert kept.keys() == computed.keys()
     for name, tensor in kept.items():
         torch.testing.assert_close(tensor, computed[name], rtol=1e-3, atol=1e-4)
+
+
+def test_new_tokens_are_not_trained_above_an_adapter(task: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="new tokens cannot be trained above an earlier adapter"):
+        peftkit.finetune(task, out=tmp_path / "new", set={"base.add_tokens": ["<number>"]})

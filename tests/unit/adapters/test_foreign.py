@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from peftkit.adapters.attach import base_only
-from peftkit.adapters.store import load_adapter, save_adapter
+from peftkit.adapters.store import add_adapter, load_adapter, save_adapter
 from peftkit.adapters.verify import module_shapes, verify_adapter
 from peftkit.base.locate import Origin
 from peftkit.base.upstream import quiet
@@ -136,6 +136,17 @@ def test_trained_rows_of_a_tied_embedding_are_those_of_the_head(tmp_path: Path) 
     assert not torch.equal(wanted[..., 3], before[..., 3])
     with base_only(loaded):
         assert torch.equal(logits(loaded), before)
+
+
+def test_nothing_stands_beside_one_that_has_rows_of_tokens(tmp_path: Path) -> None:
+    """peft looks for rows in each that is put beside one that has some."""
+    rows, none = tmp_path / "rows", tmp_path / "none"
+    made_by_peft(rows, trainable_token_indices=[3, 5])
+    made_by_peft(none)
+    with pytest.raises(InputError, match="the first brings rows of tokens of its own"):
+        add_adapter(load_adapter(tied(), rows), none, 1)
+    with pytest.raises(InputError, match="it brings rows of tokens of its own"):
+        add_adapter(load_adapter(tied(), none), rows, 1)
 
 
 def test_a_tied_copy_is_told(tmp_path: Path) -> None:
