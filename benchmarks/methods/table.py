@@ -11,7 +11,9 @@ from statistics import median
 from typing import Any
 
 HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "concepts" / "methods.md"
 MARK = "<!-- results: written by table.py -->"
+END = "<!-- end of results -->"
 
 
 def newest() -> Path:
@@ -28,38 +30,37 @@ def spread(values: list[float], digits: int = 1) -> str:
 def rows_of(runs: list[dict[str, Any]]) -> list[list[str]]:
     """One row a method: figures over all its runs, ratios within a seed and data set."""
     sets = list(dict.fromkeys(run["set"] for run in runs))
-    methods = list(dict.fromkeys(run["method"] for run in runs))
     pace = {(r["method"], r["set"], r["seed"]): r["tokens"] / r["cpu_seconds"] for r in runs}
     full = {run["set"]: run["trainable"] for run in runs if run["method"] == "full"}
     found = []
-    for method in methods:
+    for method in dict.fromkeys(run["method"] for run in runs):
         own = [run for run in runs if run["method"] == method]
-        shares = sorted({100 * run["trainable"] / full[run["set"]] for run in own})
-        speed = [
-            pace[method, run["set"], run["seed"]] / pace["full", run["set"], run["seed"]]
-            for run in own
-        ]
-        memory = [run["peak_memory_bytes"] / 2**20 for run in own]
-        scores = [spread([100 * r["accuracy"] for r in own if r["set"] == name]) for name in sets]
-        share = " to ".join(f"{each:.2f}" for each in dict.fromkeys((shares[0], shares[-1])))
-        found.append(
-            [f"`{method}`", f"{share} %", *scores, spread(speed, 2), f"{median(memory):.0f}"]
-        )
+        shares = sorted({f"{100 * run['trainable'] / full[run['set']]:.2f}" for run in own})
+        places = [(run["set"], run["seed"]) for run in own]
+        speed = [pace[method, *place] / pace["full", *place] for place in places]
+        scores = [[100 * run["accuracy"] for run in own if run["set"] == name] for name in sets]
+        shown = [spread(each) if each else "\N{EN DASH}" for each in scores]
+        peak = f"{median(run['peak_memory_bytes'] for run in own) / 2**20:.0f}"
+        share = " to ".join(dict.fromkeys((shares[0], shares[-1])))
+        found.append([f"`{method}`", f"{share} %", *shown, spread(speed, 2), peak])
     return found
 
 
 def main() -> None:
-    """Rewrite everything below the mark."""
+    """Rewrite everything below the mark in the README, and between both marks on the page."""
     path = newest()
-    result = json.loads(path.read_text(encoding="utf-8"))
-    sets = list(dict.fromkeys(run["set"] for run in result["runs"]))
-    head = ["method", "trainable", *sets, "speed, × full", "peak MiB"]
-    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows_of(result["runs"])]
+    runs = json.loads(path.read_text(encoding="utf-8"))["measured"]["runs"]
+    head = ["method", "trainable", *dict.fromkeys(r["set"] for r in runs), "speed", "peak MiB"]
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows_of(runs)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    readme = HERE / "README.md"
-    above = readme.read_text(encoding="utf-8").partition(MARK)[0]
-    said = f"From `{path.name}`: accuracy in percent on test rows, median and range of the seeds."
-    readme.write_text(f"{above}{MARK}\n\n{said}\n\n{table}\n", encoding="utf-8")
+    said = (
+        f"From `{path.name}`: accuracy in percent on test rows, median and range of the seeds; "
+        "trainable parameters and speed as a share of full fine-tuning's."
+    )
+    for page in (HERE / "README.md", PAGE):
+        above, _, rest = page.read_text(encoding="utf-8").partition(MARK)
+        _, end, below = rest.partition(END)
+        page.write_text(f"{above}{MARK}\n\n{said}\n\n{table}\n\n{END}{below}", encoding="utf-8")
 
 
 if __name__ == "__main__":

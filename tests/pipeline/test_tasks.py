@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -52,6 +53,13 @@ def write_base(folder: Path, kind: str) -> Path:
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
     size = {"vocab_size": len(vocabulary), "pad_token_id": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        _write_model(folder, kind, size)
+    return folder
+
+
+def _write_model(folder: Path, kind: str, size: dict[str, int]) -> None:
     if kind == "bert":
         config = BertConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **size
@@ -69,7 +77,6 @@ def write_base(folder: Path, kind: str) -> Path:
             **size,
         )
         T5ForConditionalGeneration(config).save_pretrained(folder)
-    return folder
 
 
 def goals(task: str, number: int) -> dict[str, Any]:
