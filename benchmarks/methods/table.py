@@ -59,7 +59,7 @@ def main() -> None:
     )
     for page in (HERE / "README.md", PAGE):
         above, _, rest = page.read_text(encoding="utf-8").partition(MARK)
-        _, end, below = rest.partition(END)
+        below = rest.partition(END)[2]
         page.write_text(f"{above}{MARK}\n\n{said}\n\n{table}\n\n{END}{below}", encoding="utf-8")
 
 
