@@ -23,6 +23,7 @@ from peftkit.base.tasks import (
     model_class,
     note_missing,
     note_task,
+    refuse_both_ways,
     settle_config,
 )
 from peftkit.base.tokens import grow, teach_tokens
@@ -119,8 +120,10 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def _task_config(section: BaseSection, origin: Origin, tokenizer: Any | None) -> Any:
     labels = () if section.labels == "auto" else section.labels
+    config = _config(origin)
+    refuse_both_ways(config, section.task, origin.name)
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
-    return settle_config(_config(origin), section.task, labels, pad_id)
+    return settle_config(config, section.task, labels, pad_id)
 
 
 def _built(section: BaseSection, origin: Origin, config: Any, **how: Any) -> Any:

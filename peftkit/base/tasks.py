@@ -63,6 +63,24 @@ def settle_config(config: Any, task: str, labels: Sequence[str], pad_id: int | N
     return config
 
 
+def refuse_both_ways(config: Any, task: str, name: str) -> None:
+    """Say that a base which sees what comes after a word cannot be asked for it.
+
+    transformers would train it all the same, and its loss would fall to nothing.
+
+    Raises:
+        InputError: an encoder is to be a causal language model.
+    """
+    encoders = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    decodes = getattr(config, "is_decoder", False)
+    if task == "causal-lm" and config.model_type in encoders and not decodes:
+        raise InputError(
+            f"base.task: `{name}` is an encoder ({config.model_type}): it sees what comes after a "
+            "word, so causal-lm would ask for what it is shown",
+            hint="`--set base.task=masked-lm`, or classification, embedding and others with labels",
+        )
+
+
 def note_task(model: Any, task: str, labels: Sequence[str]) -> None:
     """Write on a model what it does, for whoever saves an adapter of it."""
     setattr(model, DOES, {"task": task, "labels": list(labels)})

@@ -34,19 +34,29 @@ def command(recipe: Path, overrides: tuple[str, ...], rows: int, *, as_json: boo
 
 
 def _show_row(row: dict[str, Any]) -> None:
-    stop = {True: "yes", False: "no", None: "the tokenizer has none"}[row["stop_trained"]]
+    yes = "yes"
     output.show(
         f"{row['where']}: {len(row['tokens'])} tokens, {row['trained_tokens']} carry loss, "
-        f"stop token trained: {stop}, {row['cut']} cut"
+        f"{_goal(row)}, {row['cut']} cut"
     )
     output.table(
         ("token", "id", "carries loss"),
         [
-            (repr(token["text"])[1:-1], token["id"], "yes" if token["trained"] else "")
+            (repr(token["text"])[1:-1], token["id"], token["label"] or yes * token["trained"])
             for token in row["tokens"]
         ],
     )
     output.show("")
+
+
+def _goal(row: dict[str, Any]) -> str:
+    """What the model must say: where it stops, or which labels it must find."""
+    if any(token["label"] for token in row["tokens"]):
+        return "each a tag"
+    if row["labels"] is not None:
+        return f"labels: {', '.join(row['labels']) or 'none'}"
+    stop = {True: "yes", False: "no", None: "the tokenizer has none"}[row["stop_trained"]]
+    return f"stop token trained: {stop}"
 
 
 def _show_totals(totals: dict[str, Any]) -> None:

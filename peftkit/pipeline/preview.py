@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
 
 
+WRITES = ("causal-lm", "seq2seq")
+"""Tasks whose answer is a text, which must end."""
+
+
 def preview(recipe: Recipe, rows: int) -> dict[str, Any]:
     """The first training rows token by token, and the totals that `data.json` will hold."""
     setup = set_up(recipe)
@@ -24,14 +28,22 @@ def preview(recipe: Recipe, rows: int) -> dict[str, Any]:
 
 def _describe(example: Example, setup: Setup) -> dict[str, Any]:
     ids = example.tokens.tolist()
+    writes, tagged = setup.task.name in WRITES, setup.task.name == "token-classification"
+    labels = iter(example.labels)
     last = next((place for place in reversed(range(len(ids))) if example.trained[place]), 0)
     return {
         "where": example.where,
         "trained_tokens": example.trained_tokens,
-        "stop_trained": ids[last] in setup.stops if setup.stops else None,
+        "stop_trained": ids[last] in setup.stops if setup.stops and writes else None,
+        "labels": None if writes else list(example.labels),
         "cut": example.cut,
         "tokens": [
-            {"text": setup.tokenizer.decode([token]), "id": token, "trained": bool(trained)}
+            {
+                "text": setup.tokenizer.decode([token]),
+                "id": token,
+                "trained": bool(trained),
+                "label": next(labels, None) if tagged and trained else None,
+            }
             for token, trained in zip(ids, example.trained.tolist(), strict=True)
         ],
     }

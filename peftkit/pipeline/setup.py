@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from peftkit.recipe.sections.base import BaseSection
     from peftkit.recipe.sections.data import DataSection
 
+DECIDES = (*LABELLED, "regression", "embedding")
+"""Tasks whose outputs are as many as labels, and not as many as words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -171,6 +174,8 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     model = shape_of(base, origin)
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
+    if base.task in DECIDES:
+        shape = replace(shape, vocabulary=max(len(base.labels), 1))
     if recipe.base.quantize != "none":
         few = packed_bytes(recipe.base)
         shape = replace(shape, packed=count_packed(model), packed_bytes=few)

@@ -252,3 +252,11 @@ def test_where_nothing_can_stand_before_a_text_is_told(
         attach(build(family, task), BEFORE_THE_TEXT[method], seed=0)
     assert why in refusal.value.message
     assert refusal.value.hint
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "deberta-v2"])
+def test_an_encoder_is_not_asked_for_what_it_is_shown(family: str, tmp_path: Path) -> None:
+    build(family, "masked-lm").config.save_pretrained(tmp_path)
+    section = BaseSection(model=str(tmp_path), weights="random")
+    with pytest.raises(InputError, match=r"is an encoder .*: it sees what comes after"):
+        shape_of(section, Origin("tiny", tmp_path, None))
