@@ -10,7 +10,7 @@ from transformers.models.auto import modeling_auto
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
 AUTO = {
     "causal-lm": "AutoModelForCausalLM",
@@ -116,8 +116,10 @@ def new_parts(model: Any) -> list[str]:
     return [*heads, *(name for name in made_up if name.partition(".")[0] not in heads)]
 
 
-def note_missing(model: Any, missing: Iterable[str], task: str, name: str) -> None:
+def note_missing(model: Any, missing: Collection[str], task: str, name: str) -> None:
     """Remember which modules a checkpoint has no weights for, or refuse to make them up.
+
+    A bias beside a weight that is there, as above tied embeddings, stays at 0.
 
     Raises:
         InputError: the base lacks weights of its own, not those of a head that is new anyway.
@@ -130,7 +132,8 @@ def note_missing(model: Any, missing: Iterable[str], task: str, name: str) -> No
             f"`{name}` lacks {len(lost)} tensors of its own model, e.g. `{lost[0]}`",
             hint="with made-up values in their place every result would be wrong",
         )
-    own = {module: child for module, child in model.named_modules() if module in owners}
+    made_up = {key.removesuffix(".weight") for key in missing if key.endswith(".weight")}
+    own = {module: child for module, child in model.named_modules() if module in made_up}
     setattr(model, MADE_UP, [module for module in own if _holds_parameters(own[module])])
 
 

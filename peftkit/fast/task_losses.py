@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.functional import (
@@ -12,6 +13,7 @@ from torch.nn.functional import (
 )
 
 from peftkit.data.example import IGNORED
+from peftkit.fast.refusals import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +35,9 @@ def outputs_of(model: Any, batch: Batch) -> Tensor:
         settings["token_type_ids"] = batch.types
     if batch.task.name == "seq2seq":
         shifted = model.prepare_decoder_input_ids_from_labels(batch.targets)
-        settings |= {"decoder_input_ids": shifted, "use_cache": False}
+        settings["decoder_input_ids"] = shifted
+    if "use_cache" in inspect.signature(unwrap(model).forward).parameters:
+        settings["use_cache"] = False  # a block that runs again would find its own keys there
     found = model(input_ids=batch.inputs, **settings)
     size = batch.inputs.shape[1]  # what an adapter puts before the text comes first
     if batch.task.name == "embedding":

@@ -43,6 +43,7 @@ def generate(
         max_new_tokens=max_tokens,
         eos_token_id=sorted(target.stops) or None,
         pad_token_id=target.base.pad_id,
+        decoder_start_token_id=getattr(target.model.config, "decoder_start_token_id", None),
         **sampling,
     )
     target.model.eval()
@@ -61,12 +62,14 @@ def generate(
 
 def encode_prompt(target: Target, prompt: str, *, templated: bool) -> list[int]:
     """Token ids of a prompt, through the chat template or as it stands."""
+    _refuse_what_writes_nothing(target)
     if templated:
         return encode_turns(target, [{"role": "user", "content": prompt}])
     encoded = target.base.tokenizer(prompt)["input_ids"]
     ids = list(encoded)
     end = target.base.tokenizer.eos_token_id
-    if len(ids) > 1 and ids[-1] == end:  # the tokenizer closed a text that goes on
+    goes_on = target.section.task != "seq2seq"
+    if goes_on and len(ids) > 1 and ids[-1] == end:  # the tokenizer closed a text that goes on
         ids = ids[:-1]
     if not ids:
         raise RecipeError("the prompt is empty", hint='`--prompt "Once upon a time"`')
@@ -75,6 +78,7 @@ def encode_prompt(target: Target, prompt: str, *, templated: bool) -> list[int]:
 
 def encode_turns(target: Target, turns: Sequence[dict[str, str]]) -> list[int]:
     """Token ids of a conversation up to where the assistant speaks."""
+    _refuse_what_writes_nothing(target)
     tokenizer = target.base.tokenizer
     if tokenizer.chat_template is None:
         raise RecipeError(
@@ -86,3 +90,11 @@ def encode_turns(target: Target, turns: Sequence[dict[str, str]]) -> list[int]:
     )
     ids: list[int] = encoded["input_ids"]
     return ids
+
+
+def _refuse_what_writes_nothing(target: Target) -> None:
+    if target.section.task not in ("causal-lm", "seq2seq"):
+        raise RecipeError(
+            f"`{target.base.origin.name}` does {target.section.task} here, and writes no text",
+            hint="`peftkit evaluate TARGET --data FILE` says what it makes of rows",
+        )

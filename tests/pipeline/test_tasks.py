@@ -132,6 +132,16 @@ def test_a_task_is_learnt_measured_and_used_again(task: str, tmp_path: Path) -> 
     assert next(iter(alone.values())) == figures
 
 
+def test_only_what_writes_is_asked_for_text(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    for task, code, said in (("seq2seq", 0, ""), ("classification", 2, "and writes no text")):
+        folder = tmp_path / task
+        folder.mkdir()
+        peftkit.finetune(str(write_recipe(folder, task)), out=str(folder / "run"))
+        done = cli("generate", folder / "run", "--prompt", "the wall is blue", "--max-tokens", 4)
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr
+
+
 def test_what_is_published_says_what_it_does(tmp_path: Path) -> None:
     run = write_recipe(tmp_path, "classification")
     peftkit.finetune(str(run), out=str(tmp_path / "run"))

