@@ -1,4 +1,4 @@
-"""Put the newest result of each shape, as Markdown, into this folder's README.
+"""Put the newest result of each shape and share of labels, as Markdown, into this README.
 
 python benchmarks/training/table.py [RESULT …]
 """
@@ -53,20 +53,30 @@ def main() -> None:
     readme = HERE / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    newest = {shape: path for path in paths for shape in _read(path)["measured"]["shapes"]}
-    text = "\n".join(render(shape, newest[shape]) for shape in sorted(newest))
+    newest = {
+        (shape, density): path
+        for path in paths
+        for shape, found in _read(path)["measured"]["shapes"].items()
+        for density in found["densities"]
+    }
+    shown: dict[tuple[str, Path], list[str]] = {}
+    for (shape, density), path in sorted(newest.items(), key=lambda item: _order(*item[0])):
+        shown.setdefault((shape, path), []).append(density)
+    text = "\n".join(render(shape, path, kept) for (shape, path), kept in shown.items())
     readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
-def render(shape: str, path: Path) -> str:
-    """The newest result of one shape as Markdown."""
+def render(shape: str, path: Path, densities: list[str]) -> str:
+    """What one result says of a shape with these shares of labels, as Markdown."""
     result = _read(path)
     measured = result["measured"]
     versions = result["versions"] | ({"trl": measured["trl"]} if "trl" in measured else {})
     named = ("torch", "transformers", "peft", "trl")
-    found, asked = measured["shapes"][shape], shape == "M"
+    found, asked = dict(measured["shapes"][shape]), shape == "M"
+    found["densities"] = {density: found["densities"][density] for density in densities}
+    labels = " and ".join(_percent(density) for density in densities)
     lines = [
-        f"### Shape {shape}",
+        f"### Shape {shape}, {labels} of the labels",
         "",
         f"From `{path.name}`: {result['machine']['cpu']}, one thread, "
         + ", ".join(f"{name} {versions[name]}" for name in named if name in versions)
@@ -179,6 +189,10 @@ def _row(first: str, others: list[str]) -> str:
 
 def _percent(density: str) -> str:
     return f"{float(density):.0%}"
+
+
+def _order(shape: str, density: str) -> tuple[str, float]:
+    return shape, -float(density)
 
 
 def _age(path: Path) -> tuple[str, float]:
