@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 MATERIAL = ROOT.parent / "shared" / "material"
 HERE = Path(__file__).parent
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
-    "lora": ({"method": "lora", "rank": 8}, 2e-3),
-    "bottleneck": ({"method": "bottleneck", "reduction": 16}, 2e-3),
+    "lora": ({"method": "lora", "rank": 8}, 1e-3),
+    "bottleneck": ({"method": "bottleneck", "reduction": 16}, 1e-3),
     "prefix": ({"method": "prefix", "tokens": 16}, 1e-2),
-    "ia3": ({"method": "ia3"}, 1e-2),
-    "bitfit": ({"method": "bitfit"}, 3e-3),
-    "head": ({"method": "head"}, 1e-2),
+    "ia3": ({"method": "ia3"}, 5e-3),
+    "bitfit": ({"method": "bitfit"}, 2e-3),
+    "head": ({"method": "head"}, 3e-3),
     "full": ({"method": "full"}, 2e-4),
     "scratch": ({"method": "full"}, 3e-4),
 }
 """What each arm is, and its learning rate."""
 MORE: dict[str, tuple[dict[str, Any], float]] = {
     "rslora": ({"method": "lora", "variant": "rslora", "rank": 8}, 1e-3),
-    "dora": ({"method": "lora", "variant": "dora", "rank": 8}, 2e-3),
+    "dora": ({"method": "lora", "variant": "dora", "rank": 8}, 1e-3),
     "pissa": ({"method": "lora", "variant": "pissa", "rank": 8}, 5e-4),
-    "eva": ({"method": "lora", "variant": "eva", "rank": 8}, 2e-3),
-    "vera": ({"method": "vera"}, 1e-2),
+    "eva": ({"method": "lora", "variant": "eva", "rank": 8}, 1e-3),
+    "vera": ({"method": "vera"}, 5e-3),
     "oft": ({"method": "oft"}, 1e-3),
     "prompt": ({"method": "prompt"}, 1e-2),
     "p-tuning": ({"method": "p-tuning"}, 3e-3),
-    "layernorm": ({"method": "layernorm"}, 3e-3),
+    "layernorm": ({"method": "layernorm"}, 2e-3),
     "top": ({"method": "top", "blocks": 2}, 3e-4),
 }
 """Further ones, tried on one data set with one seed."""

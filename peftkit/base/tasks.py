@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from torch import nn
 from transformers.models.auto import modeling_auto
 
 from peftkit.errors import InputError
@@ -113,7 +114,22 @@ def new_parts(model: Any) -> list[str]:
         for name, child in model.named_children()
         if child is not backbone and any(True for _ in child.parameters())
     ]
-    return [*heads, *(name for name in made_up if name.partition(".")[0] not in heads)]
+    if peft_task_of(model) == "SEQ_CLS" and any(True for _ in _pooler(backbone).parameters()):
+        heads.append(f"{model.base_model_prefix}.pooler")
+    return [*heads, *(name for name in made_up if not _is_inside(name, heads))]
+
+
+def _pooler(backbone: Any) -> Any:
+    """What an encoder makes one vector of a text with, as its head expects it.
+
+    It was pretrained for another question, or for none: left frozen, it would be what a new head
+    has to see through. So it trains with the head, in every method alike.
+    """
+    return getattr(backbone, "pooler", None) or nn.Identity()
+
+
+def _is_inside(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def note_missing(model: Any, missing: Collection[str], task: str, name: str) -> None:
