@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+from peft import set_peft_model_state_dict
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors.torch import load_file
 from torch import nn
 
 from peftkit.base.tasks import new_parts
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from peftkit.recipe.sections.adapter import HeadSection
@@ -71,6 +78,41 @@ def put_on_head(model: Any, hidden: int, dropout: float) -> None:
     ).to(own.weight.device, own.weight.dtype)
     model.set_submodule(names[-1], layers)
     setattr(model, HEAD, {"hidden": hidden, "dropout": dropout})
+
+
+def widen_heads(adapted: Any) -> bool:
+    """Let the new head of a base in 16 bits train in 32, as adapters do, with casts around it.
+
+    In 16 bits most of its updates would be rounded away. What comes out has the base's format, so
+    what stands above, or another head, takes it as before. Says whether there was one.
+    """
+    found = False
+    for module in adapted.modules():
+        if not isinstance(module, ModulesToSaveWrapper):
+            continue
+        for head in module.modules_to_save.values():
+            narrow = [p for p in head.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
+            if narrow:
+                dtype = narrow[0].dtype
+                head.float()
+                head.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
+                head.register_forward_hook(partial(_cast_output, dtype))
+                found = True
+    return found
+
+
+def read_heads(adapted: Any, weights: Path, name: str) -> None:
+    """Give heads that were loaded into 16 bits the digits that the file has."""
+    if widen_heads(adapted):
+        set_peft_model_state_dict(adapted, load_file(weights), adapter_name=name)
+
+
+def _cast_inputs(dtype: torch.dtype, _: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(each.to(dtype) if torch.is_tensor(each) else each for each in inputs)
+
+
+def _cast_output(dtype: torch.dtype, _: Any, __: Any, output: Any) -> Any:
+    return output.to(dtype) if torch.is_tensor(output) else output
 
 
 def head_of(model: Any) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import torch
 from peft import IA3Config, OFTConfig, VeraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
+from peftkit.adapters.head import widen_heads
 from peftkit.base.targets import (
     choose_attention_and_mlp,
     choose_blocks,
@@ -83,7 +84,9 @@ def put_on(model: Any, config: Any) -> Any:
     if new := new_parts(model):
         config.modules_to_save = new
     with quiet():
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    widen_heads(adapted)
+    return adapted
 
 
 def targeted(

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from safetensors.torch import load_file
 
+from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import putting_back
 from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import WEIGHTS_FILE, module_shapes, verify_adapter
@@ -74,6 +75,7 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
         ) as problem:  # such as random matrices that kinds share and two disagree on
             reason = str(problem).strip().partition("\n")[0]
             raise InputError(f"`{folder}` cannot be put beside the first: {reason}") from None
+    read_heads(model, folder / "adapter_model.safetensors", name)
     own = {id(parameter) for parameter, _ in flags}
     fresh = [(p, False) for p in model.parameters() if id(p) not in own]
     _switch(model, before)

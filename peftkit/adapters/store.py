@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
+from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.starts import as_plain
@@ -103,6 +104,7 @@ def load_adapter(
         config.task_type = None  # else peft looks for what the model of that task has
     with quiet():
         found = PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
+    read_heads(found, folder / PEFT_WEIGHTS, name)
     return found.eval()
 
 

@@ -10,12 +10,13 @@ from peft import PeftModel
 from peftkit.adapters.head import head_of, put_on_head
 from peftkit.base.tasks import AUTO, task_of
 from peftkit.errors import InputError
+from peftkit.recipe.sections.base import LABELLED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TASK_FILE = "task.json"
-MOST_LABELS = 100_000
+MOST_LABELS, WIDEST, LONGEST_NAME = 20_000, 16_384, 1_000
 LONGEST = 2**20
 """Bytes that a file from a stranger may take."""
 
@@ -39,11 +40,11 @@ def read_task(folder: Path) -> dict[str, Any]:
         InputError: the file is not what `write_task` writes.
     """
     path = folder / TASK_FILE
-    if not path.exists():
+    if not path.is_symlink() and not path.exists():
         return {"task": "causal-lm", "labels": [], "head": None}
     try:
-        values = json.loads(path.read_text(encoding="utf-8")) if _short(path) else None
-    except (ValueError, RecursionError):
+        values = json.loads(path.read_text(encoding="utf-8")) if _may_be_read(path) else None
+    except (OSError, ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or (problem := _problem(values)):
         wrong = problem if isinstance(values, dict) else "it is no object of keys"
@@ -60,19 +61,26 @@ def restore_head(model: Any, folder: Path) -> None:
         put_on_head(model, head["hidden"], head["dropout"])
 
 
-def _short(path: Path) -> bool:
-    return path.stat().st_size <= LONGEST
+def _may_be_read(path: Path) -> bool:
+    """Whether it is a short file, and no way out of the folder but into the hub's own cache."""
+    inside = path.parent.resolve()
+    cache = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
+    real = path.resolve()
+    own = real.parent in (inside, cache)
+    return own and real.is_file() and real.stat().st_size <= LONGEST
 
 
 def _problem(values: dict[str, Any]) -> str | None:
     labels, head = values.get("labels", []), values.get("head")
     if strange := sorted(values.keys() - {"task", "labels", "head"}):
         return f"`{strange[0]}` is not a key of it"
-    if values.get("task") not in AUTO:
+    if not isinstance(values.get("task"), str) or values["task"] not in AUTO:
         return f"`{str(values.get('task'))[:40]}` is not a task"
-    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    named = isinstance(labels, list) and all(_is_name(label) for label in labels)
     if not named or len(labels) > MOST_LABELS or len(set(labels)) < len(labels):
         return "expected names that differ as labels"
+    if (len(labels) < 2) == (values["task"] in LABELLED):
+        return f"{len(labels)} labels do not go with {values['task']}"
     return None if head is None or _is_head(head) else "expected `hidden` and `dropout` as head"
 
 
@@ -80,4 +88,9 @@ def _is_head(head: Any) -> bool:
     if not isinstance(head, dict) or head.keys() != {"hidden", "dropout"}:
         return False
     hidden, dropout = head["hidden"], head["dropout"]
-    return type(hidden) is int and 0 < hidden <= MOST_LABELS and type(dropout) is float
+    fits = type(hidden) is int and 0 < hidden <= WIDEST
+    return fits and type(dropout) is float and 0 <= dropout < 1
+
+
+def _is_name(label: Any) -> bool:
+    return isinstance(label, str) and 0 < len(label) <= LONGEST_NAME and label.isprintable()

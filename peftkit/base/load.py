@@ -19,11 +19,13 @@ from peftkit.base.quantize import (
     quantization,
     source_tensors,
 )
+from peftkit.base.targets import learned_places
 from peftkit.base.tasks import (
     model_class,
     note_missing,
     note_task,
     refuse_both_ways,
+    refuse_two_stacks,
     settle_config,
 )
 from peftkit.base.tokens import grow, teach_tokens
@@ -54,7 +56,8 @@ class Base:
         """Most positions the model was made for, where its config says so."""
         config = self.model.config.get_text_config()
         found = getattr(config, "max_position_embeddings", None)
-        return found if isinstance(found, int) else None
+        known = learned_places(self.model)
+        return known or (found if isinstance(found, int) else None)
 
 
 def settle_dtype(
@@ -122,6 +125,7 @@ def _task_config(section: BaseSection, origin: Origin, tokenizer: Any | None) ->
     labels = () if section.labels == "auto" else section.labels
     config = _config(origin)
     refuse_both_ways(config, section.task, origin.name)
+    refuse_two_stacks(config, section.task, origin.name)
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
     return settle_config(config, section.task, labels, pad_id)
 

@@ -20,6 +20,8 @@ KEYS_AND_VALUES = (
     *("EncDecAttention.k", "EncDecAttention.v"),
 )
 """What families call the layers that make keys and values, some of them with the queries."""
+PLACES = ("position_embeddings", "wpe", "embed_positions", "position_embedding")
+"""What families call the vectors of places, where these are learned."""
 LAST_OF_MLP = (
     *("down_proj", "mlp.c_proj", "fc2", "dense_4h_to_h", "fc_out", "mlp.w2", "mlp.dense_4h_to_h"),
     *("mlp.Wo", "DenseReluDense.wo", "ffn.lin2", "layer.{}.output.dense"),
@@ -204,6 +206,19 @@ def is_norm(module: Any) -> bool:
     weight = getattr(module, "weight", None)
     named = type(module).__name__.lower().endswith(("norm", "layernorm1p"))
     return named and getattr(weight, "ndim", 0) == 1
+
+
+def learned_places(model: Any) -> int | None:
+    """Most tokens that a base with a vector for each place can read; None for other bases."""
+    from torch import nn
+
+    said = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in PLACES:
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            known = module.num_embeddings - first
+            return min(known, said) if isinstance(said, int) else known
+    return None
 
 
 def in_blocks(name: str, blocks: Sequence[int] | None) -> bool:

@@ -30,6 +30,8 @@ PROBLEMS = {
     "regression": "regression",
 }
 """What transformers calls the tasks that share its classification models."""
+T5_FAMILY = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+"""Families whose encoder and decoder are known to read as T5's do."""
 NEW_HEAD = (*PROBLEMS, "token-classification")
 """Tasks whose head no base brings along: it is drawn from the seed and trains with the adapter."""
 PEFT_TASKS = {
@@ -59,9 +61,31 @@ def settle_config(config: Any, task: str, labels: Sequence[str], pad_id: int | N
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
         config.problem_type = PROBLEMS.get(task)
-    if task in PROBLEMS and config.pad_token_id is None:
+    encodes = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if task in PROBLEMS and pad_id is not None and not encodes:
         config.pad_token_id = pad_id  # a decoder looks for the last token before padding
     return config
+
+
+def refuse_two_stacks(config: Any, task: str, name: str) -> None:
+    """Say what is not done with an encoder that has a decoder.
+
+    Raises:
+        InputError: it is to give vectors, or is of a family that reads or pads otherwise than T5.
+    """
+    if not config.is_encoder_decoder:
+        return
+    if task == "embedding":
+        raise InputError(
+            f"base.task: `{name}` has a decoder as well, and gives no vector of a text",
+            hint="an encoder such as BERT does; `--set base.task=seq2seq` is for this base",
+        )
+    if task == "seq2seq" and config.model_type not in T5_FAMILY:
+        raise InputError(
+            f"base.task: seq2seq is for {', '.join(T5_FAMILY)}, and `{name}` is a "
+            f"{config.model_type} base, which reads and pads otherwise",
+            hint="take T5 or one of its kin, such as `google/flan-t5-base`",
+        )
 
 
 def refuse_both_ways(config: Any, task: str, name: str) -> None:

@@ -15,6 +15,7 @@ from peftkit.data.draft import Draft, Encoder, UnusableError, words
 from peftkit.data.example import Example
 from peftkit.data.labelled import (
     read_alike,
+    read_asked_and_answered,
     read_classified,
     read_source_and_target,
     read_tagged,
@@ -173,7 +174,7 @@ def _from_passage(row: Row, encoder: Encoder) -> Draft:
 Reader = Callable[["Row", Encoder], Draft]
 ANSWERED: dict[str, Reader] = {
     "completion": read_source_and_target,
-    "instruction": read_source_and_target,
+    "instruction": read_asked_and_answered,
 }
 CLASSIFIED: dict[str, Reader] = {"classification": read_classified}
 READERS: dict[str, dict[str, Reader]] = {
@@ -264,6 +265,8 @@ def _as_read(
 
 def _wrapped_pieces(draft: Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterator[Example]:
     """A passage in pieces, each between the tokens with which the tokenizer frames a text."""
+    if not draft.ids:
+        raise UnusableError("column `text` has no token")
     framed = encoder.encode(draft.text, special=True)
     extra = len(framed) - len(draft.ids)
     opening = next((at for at in range(extra + 1) if _holds(framed, draft.ids, at)), None)

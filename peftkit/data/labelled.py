@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from peftkit.data.draft import Draft, Encoder, UnusableError, words
+from peftkit.data.example import LONE_SURROGATE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +21,14 @@ def read_classified(row: Row, encoder: Encoder) -> Draft:
     texts = [words(row, "text")]
     if second := words(row, "text_pair", may_be_empty=True).strip():
         texts.append(second)
+    if len(texts) == 2 and encoder.tokenizer.sep_token is None:
+        texts = ["\n".join(texts)]  # nothing else would stand between them
     labels = _labels_of(row.values.get("label"), encoder)
     ids, parts, cut, over = _fit(texts, encoder)
     shown = "\n".join(texts)
+    end = encoder.tokenizer.eos_token_id
+    if ids[-1] == end and ids.count(end) > 1:
+        raise UnusableError("holds the token that closes a text, so where it ends is not clear")
     return Draft(
         ids,
         _decided_at_the_end(ids),
@@ -40,31 +48,45 @@ def read_tagged(row: Row, encoder: Encoder) -> Draft:
     tags = _list_of(row, "tags")
     if len(parts) != len(tags):
         raise UnusableError(f"{len(parts)} words in `tokens`, but {len(tags)} in `tags`")
-    _refuse_unknown(tags, encoder)
-    found = encoder.tokenizer(parts, is_split_into_words=True, verbose=False)
-    ids: list[int] = found["input_ids"]
-    over = max(0, len(ids) - encoder.max_length)
+    _refuse_unknown("tags", tags, encoder)
+    shown = " ".join(parts)
+    found = encoder.tokenizer(shown, return_offsets_mapping=True, verbose=False)
+    over = max(0, len(found["input_ids"]) - encoder.max_length)
     cut = over if encoder.too_long == "truncate" else 0
+    first = _first_tokens(parts, found["offset_mapping"])
+    if len(first) < len(parts):
+        lost = next(number for number in range(len(parts)) if number not in first.values())
+        raise UnusableError(f"word {lost + 1} in `tokens`, `{parts[lost][:20]}`, has no token")
     if cut:
         found = encoder.tokenizer(
-            parts, is_split_into_words=True, truncation=True, max_length=encoder.max_length
+            shown, return_offsets_mapping=True, truncation=True, max_length=encoder.max_length
         )
-        ids = found["input_ids"]
-    owners = found.word_ids()
-    first = [
-        owner is not None and (place == 0 or owners[place - 1] != owner)
-        for place, owner in enumerate(owners)
-    ]
-    kept = tuple(
-        tags[owner]
-        for owner, leads in zip(owners, first, strict=True)
-        if leads and owner is not None
-    )
-    shown = " ".join(parts)
+        first = _first_tokens(parts, found["offset_mapping"])
+    ids: list[int] = found["input_ids"]
+    kept = tuple(tags[word] for word in first.values())
     answer = " ".join(kept)
     return Draft(
-        ids, first, shown, prompt=shown, answer=answer, labels=kept, cut=cut, over=over - cut
+        ids,
+        [place in first for place in range(len(ids))],
+        shown,
+        prompt=shown,
+        answer=answer,
+        labels=kept,
+        cut=cut,
+        over=over - cut,
     )
+
+
+def _first_tokens(parts: Sequence[str], spans: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """The place of each word's first token, and the word; words are read as in running text."""
+    ends = list(accumulate(len(part) + 1 for part in parts))
+    found: dict[int, int] = {}
+    for place, (start, end) in enumerate(spans):
+        if end > start:  # else it is the tokenizer's own
+            word = bisect_right(ends, end - 1)
+            if word not in found.values():
+                found[place] = word
+    return found
 
 
 def read_alike(row: Row, encoder: Encoder) -> Draft:
@@ -88,12 +110,18 @@ def read_alike(row: Row, encoder: Encoder) -> Draft:
 
 def read_source_and_target(row: Row, encoder: Encoder) -> Draft:
     """What an encoder reads and what a decoder must write, both closed by the tokenizer."""
-    if "completion" in row.values:
-        source, target = words(row, "prompt"), words(row, "completion")
-    else:
-        source, target = words(row, "instruction"), words(row, "output")
-        if given := words(row, "input", may_be_empty=True).strip():
-            source = f"{source}\n\n{given}"
+    return _written(words(row, "prompt"), words(row, "completion"), encoder)
+
+
+def read_asked_and_answered(row: Row, encoder: Encoder) -> Draft:
+    """The same of an instruction and what it works on."""
+    source = words(row, "instruction")
+    if given := words(row, "input", may_be_empty=True).strip():
+        source = f"{source}\n\n{given}"
+    return _written(source, words(row, "output"), encoder)
+
+
+def _written(source: str, target: str, encoder: Encoder) -> Draft:
     before, _, cut, over = _fit([source], encoder)
     after = encoder.encode(target)
     end = encoder.tokenizer.eos_token_id
@@ -147,7 +175,7 @@ def _labels_of(value: Any, encoder: Encoder) -> tuple[str, ...]:
         labels = tuple(dict.fromkeys(_name(each) for each in value))
     else:
         labels = (_name(value),)
-    _refuse_unknown(labels, encoder)
+    _refuse_unknown("label", labels, encoder)
     return labels
 
 
@@ -156,7 +184,7 @@ def _number(value: Any) -> str:
         raise UnusableError(f"column `label`: expected a number, got `{str(value)[:40]}`")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UnusableError(f"column `label`: expected a number, got `{str(value)[:40]}`") from None
     if not math.isfinite(number):
         raise UnusableError("column `label`: expected a finite number")
@@ -168,7 +196,7 @@ def _name(value: Any) -> str:
         return str(value).lower()
     if not isinstance(value, int | str) or not str(value).strip():
         raise UnusableError(f"column `label`: expected a name, got `{str(value)[:40]}`")
-    return str(value).strip()
+    return _whole("label", str(value).strip())
 
 
 def _list_of(row: Row, column: str) -> list[str]:
@@ -176,11 +204,18 @@ def _list_of(row: Row, column: str) -> list[str]:
     fits = isinstance(value, list | tuple) and all(isinstance(each, int | str) for each in value)
     if not fits or not value:
         raise UnusableError(f"column `{column}`: expected a list of words, got `{str(value)[:40]}`")
-    return [str(each) for each in value]
+    return [_whole(column, str(each)) for each in value]
 
 
-def _refuse_unknown(labels: Sequence[str], encoder: Encoder) -> None:
+def _whole(column: str, value: str) -> str:
+    """The text, if all of it can be written down again."""
+    if LONE_SURROGATE.search(value):
+        raise UnusableError(f"column `{column}` holds half a character")
+    return value
+
+
+def _refuse_unknown(column: str, labels: Sequence[str], encoder: Encoder) -> None:
     strange = next((name for name in labels if encoder.labels and name not in encoder.labels), None)
     if strange is not None:
         known = ", ".join(encoder.labels)
-        raise UnusableError(f"column `label`: `{strange}` is none of `base.labels`: {known}")
+        raise UnusableError(f"column `{column}`: `{strange}` is none of `base.labels`: {known}")

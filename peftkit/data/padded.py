@@ -115,12 +115,12 @@ def _tags(documents: Sequence[Example], task: Task, _: Any) -> dict[str, Any]:
 
 
 def _alike(documents: Sequence[Example], *_: Any) -> dict[str, Any]:
-    """All anchors, then all positives, then all negatives; rows either all have one or lose it."""
-    count = min(len(document.parts) for document in documents)
+    """All anchors, then all positives, then the negatives of the rows that have one."""
     texts = [
         np.split(document.tokens, np.cumsum(document.parts)[:-1])[place]
-        for place in range(count)
+        for place in range(3)
         for document in documents
+        if place < len(document.parts)
     ]
     return {"texts": texts, "targets": torch.arange(len(documents))[:, None]}
 

@@ -73,6 +73,8 @@ class Evaluation:
             "loss_per_byte": self.rows.per_byte,
             "perplexity": math.exp(min(loss, 700.0)),
         }
+        if self.task.name == "masked-lm":  # a share of the tokens is not comparable with all bytes
+            figures = {key: value for key, value in figures.items() if "byte" not in key}
         if (right := self.right) is not None:
             figures[self.metric] = float(right.mean())
             figures["stopped"] = float(np.mean([answer.stopped for answer in self.answers]))

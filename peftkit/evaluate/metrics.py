@@ -36,7 +36,7 @@ def hits_of(
     if task.name not in METRIC:
         return None
     if task.name == "embedding":
-        found = [int(scores.argmax()) == row for row, scores in enumerate(predictions.scores)]
+        found = [int(place) == 0 for place in _places(predictions.scores)]
     else:
         said = decide(predictions, examples, task)
         found = [text == _expected(e, task) for text, e in zip(said, examples, strict=True)]
@@ -166,8 +166,14 @@ def _of_values(scores: Any, examples: Sequence[Example], _: Task) -> dict[str, f
     }
 
 
+def _places(scores: Any) -> NDArray[np.int64]:
+    """How many other texts stand before each row's own; of equals, all do."""
+    found = [int((row >= row[number]).sum()) - 1 for number, row in enumerate(scores)]
+    return np.array(found, np.int64)
+
+
 def _of_neighbors(scores: Any, *_: Any) -> dict[str, float]:
-    places = np.array([int((row > row[number]).sum()) for number, row in enumerate(scores)])
+    places = _places(scores)
     return {"recall_at_10": float((places < 10).mean()), "mrr": float((1 / (places + 1)).mean())}
 
 

@@ -9,8 +9,13 @@ import numpy as np
 import torch
 
 from peftkit.data.batch import collate_task
-from peftkit.evaluate.losses import BATCH_TOKENS, batches_by_length
-from peftkit.fast.task_losses import compare_texts, losses_of, outputs_of
+from peftkit.evaluate.losses import (
+    BATCH_TOKENS,
+    RowLosses,
+    batches_by_length,
+    measure_losses,
+)
+from peftkit.fast.task_losses import LOSSES, compare_texts, losses_of, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
     from peftkit.data.example import Example
     from peftkit.data.task import Task
+    from peftkit.evaluate.losses import LossesFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +57,36 @@ def predict_all(model: Any, examples: Sequence[Example], task: Task, pad_id: int
     return Predictions(losses, [scores[index] for index in range(len(examples))])
 
 
+def measure_rows(
+    model: Any,
+    examples: Sequence[Example],
+    tokenizer: Any,
+    pad_id: int,
+    *,
+    losses_of: LossesFunction,
+    task: Task,
+) -> RowLosses:
+    """Loss of every example; texts that are compared are so among all rows, not within batches."""
+    if task.name != "embedding":
+        return measure_losses(model, examples, tokenizer, pad_id, losses_of=losses_of, task=task)
+    ones = np.ones(len(examples), np.int64)
+    return RowLosses(predict_all(model, examples, task, pad_id).losses, ones, 0 * ones)
+
+
 def _predict_alike(model: Any, examples: Sequence[Example], task: Task, pad_id: int) -> Predictions:
     """Every anchor against the positives, and negatives, of all rows at once."""
     device = next(model.parameters()).device
-    count = min(len(example.parts) for example in examples)
-    vectors: dict[int, torch.Tensor] = {}
+    vectors: dict[tuple[int, int], torch.Tensor] = {}
     for indices in batches_by_length([example.length for example in examples], BATCH_TOKENS):
-        batch = collate_task([examples[index] for index in indices], task, pad_id).to(device)
-        found = outputs_of(model, batch)
-        found = found.view(-1, len(indices), found.shape[-1])[:count]
-        vectors |= {index: found[:, row] for row, index in enumerate(indices)}
-    together = torch.cat([vectors[index] for index in range(len(examples))])
-    together = together.view(len(examples), count, -1).transpose(0, 1).flatten(0, 1)
-    whole = collate_task(examples, task, pad_id).to(device)
-    losses = losses_of(together, whole).double()[:, 0].cpu().numpy()
+        own = [examples[index] for index in indices]
+        found = outputs_of(model, collate_task(own, task, pad_id).to(device))
+        places = [(part, row) for part in range(3) for row in range(len(own))]
+        kept = [(part, row) for part, row in places if part < len(own[row].parts)]
+        vectors |= {
+            (part, indices[row]): vector for (part, row), vector in zip(kept, found, strict=True)
+        }
+    together = torch.stack([vectors[place] for place in sorted(vectors)])
+    targets = torch.arange(len(examples), device=device)[:, None]
+    losses = LOSSES[task.name](together, targets).double()[:, 0].cpu().numpy()
     cosines = compare_texts(together, len(examples))[:, : len(examples)]
     return Predictions(losses, list(cosines.double().cpu().numpy()))

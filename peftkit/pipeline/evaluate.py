@@ -29,7 +29,7 @@ def evaluate(
     metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Figures of the target on each set, by the set's name."""
-    target = open_target(name, adapters)
+    target = open_target(name, adapters, like=recipe.base if recipe else None)
     recipe = recipe or target.recipe
     sets = _sets(recipe, data)
     section = recipe.data if recipe else DataSection.model_validate({"train": "-"})

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from peftkit.data.prepare import read_set
 from peftkit.evaluate.evaluation import Evaluation, evaluate_set
 from peftkit.evaluate.generation import Answer, answer_all
-from peftkit.evaluate.losses import choose_rows, measure_losses
+from peftkit.evaluate.losses import choose_rows
+from peftkit.evaluate.predictions import measure_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[st
         encoder = setup.encoder(recipe.data)
         found = read_set("remember", (source,), recipe.data.bad_rows, encoder)
         chosen = choose_rows(found.examples, recipe.evaluate.rows)
-        rows = measure_losses(
+        rows = measure_rows(
             model,
             chosen,
             setup.tokenizer,

@@ -114,6 +114,12 @@ def _refuse_no_room(recipe: Recipe, setup: Setup, sizes: Sizes) -> None:
     before, data = getattr(recipe.adapter, "tokens", 0), setup.data
     sets = [data.train, data.validation, *([data.test] if data.test else [])]
     longest = max(example.length for each in sets for example in each.examples)
+    if sizes.places is not None and longest > sizes.places:
+        raise RecipeError(
+            f"data.max_length: the longest row has {longest} tokens, and the base has learned "
+            f"{sizes.places} places",
+            hint=f"`--set data.max_length={sizes.places} --set data.too_long=truncate`",
+        )
     if before and sizes.window is not None and longest + before > sizes.window:
         left = sizes.window - before
         raise RecipeError(

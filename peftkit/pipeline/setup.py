@@ -14,7 +14,7 @@ from peftkit.base.locate import Origin, digest, locate, read_json
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
 from peftkit.base.quantize import count_packed, packed_bytes
-from peftkit.base.targets import first_trained_block
+from peftkit.base.targets import first_trained_block, learned_places
 from peftkit.data.draft import Encoder
 from peftkit.data.prepare import Data, prepare_data
 from peftkit.data.task import Task, describe_task, settle_labels
@@ -161,6 +161,8 @@ class Sizes:
     """Blocks from the first one with a parameter that trains: all where one lies below them."""
     window: int | None = None
     """Most places the base was made for, where its config says so."""
+    places: int | None = None
+    """Most places it has learned a vector for, where it does so: further ones are an error."""
 
     @property
     def share(self) -> float:
@@ -175,7 +177,8 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
     if base.task in DECIDES:
-        shape = replace(shape, vocabulary=max(len(base.labels), 1))
+        labels = 1 if base.labels == "auto" else len(base.labels)
+        shape = replace(shape, vocabulary=labels)
     if recipe.base.quantize != "none":
         few = packed_bytes(recipe.base)
         shape = replace(shape, packed=count_packed(model), packed_bytes=few)
@@ -185,4 +188,5 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     parameters = trainable(adapted)
     blocks = shape.layers - first_trained_block(adapted, unwrap(adapted))
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Sizes(shape, sum(p.numel() for p in parameters.values()), blocks, window)
+    trained = sum(p.numel() for p in parameters.values())
+    return Sizes(shape, trained, blocks, window, learned_places(model))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.lora import rate_factors
 from peftkit.data.batch import stream_updates
-from peftkit.evaluate.losses import choose_rows, measure_losses
+from peftkit.evaluate.losses import choose_rows
+from peftkit.evaluate.predictions import measure_rows
 from peftkit.pipeline.identity import with_versions
 from peftkit.pipeline.signals import Interrupted, stopped
 from peftkit.report.record import EVALUATIONS, STEPS
@@ -166,7 +167,7 @@ def _evaluate_if_due(model: Any, job: Job, step: int) -> None:
         return  # the last step is evaluated with all else at the end
     started = time.perf_counter()
     chosen = choose_rows(job.setup.data.validation.examples, job.recipe.evaluate.rows)
-    rows = measure_losses(
+    rows = measure_rows(
         model,
         chosen,
         job.setup.tokenizer,

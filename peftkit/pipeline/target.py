@@ -19,6 +19,7 @@ from peftkit.adapters.tokens import added_tokens
 from peftkit.adapters.verify import check_adapter_name
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
+from peftkit.base.tasks import NEW_HEAD
 from peftkit.errors import InputError, RecipeError
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.sections.base import BaseSection
@@ -57,13 +58,20 @@ class Target:
         return fold(self.model)
 
 
-def open_target(name: str, adapters: Sequence[str] = (), *, apart: bool = False) -> Target:
+def open_target(
+    name: str,
+    adapters: Sequence[str] = (),
+    *,
+    apart: bool = False,
+    like: BaseSection | None = None,
+) -> Target:
     """Load what `name` says, and every adapter of `adapters` beside it, each one checked.
 
     Args:
         name: a run folder, an adapter folder or a base.
         adapters: more of them, as `PATH` or `name=PATH`.
         apart: none of `adapters` acts until it is asked for; else they add up.
+        like: says the task of a base that no adapter says it of.
     """
     folder = Path(name).expanduser()
     recipe = _recipe_of(folder)
@@ -80,7 +88,7 @@ def open_target(name: str, adapters: Sequence[str] = (), *, apart: bool = False)
         if not (path / CONFIG).exists():
             raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
     placed = line_up([*((OWN, path) for path in own), *name_adapters(adapters)])
-    section = _for_their_task(section, placed)
+    section = _for_their_task(section, placed) if placed else _as_asked(section, like)
     if placed and not recipe:
         tokens = added_tokens(placed[0].folder, section)
         section = section.model_copy(update={"add_tokens": tokens})
@@ -152,6 +160,18 @@ def _locked_base(folder: Path, recipe: Recipe) -> BaseSection:
         "dtype": lock.get("choices", {}).get("dtype"),
     }
     return recipe.base.model_copy(update={name: value for name, value in found.items() if value})
+
+
+def _as_asked(section: BaseSection, like: BaseSection | None) -> BaseSection:
+    """The base in the task of a recipe, which must be one that it does without training."""
+    if like is None:
+        return section
+    if like.task in NEW_HEAD:
+        raise RecipeError(
+            f"base.task: a base that nothing was trained on has no head for {like.task}",
+            hint="give a run or an adapter folder; a run's report has the base's figures",
+        )
+    return section.model_copy(update={"task": like.task})
 
 
 def _for_their_task(section: BaseSection, placed: Sequence[Placed]) -> BaseSection:

@@ -18,8 +18,10 @@ from transformers import (
 )
 
 import peftkit
+from peftkit.errors import RecipeError
 from peftkit.pipeline.evaluate import evaluate
 from peftkit.publish.tree import lay_out
+from peftkit.recipe.load import load_recipe
 
 COLORS = ("red", "green", "blue", "white")
 WORDS = ("the", "paint", "is", "wall", "of", "a", "old", "house", *COLORS)
@@ -155,25 +157,30 @@ def test_what_is_published_says_what_it_does(tmp_path: Path) -> None:
     assert "nats a row" in card
 
 
-def test_interrupted_it_goes_on_to_the_same_bytes(tmp_path: Path, cli: Callable[..., Any]) -> None:
-    recipe = write_recipe(tmp_path, "masked-lm")
-    whole = cli("finetune", recipe, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    half = cli(
-        "finetune",
-        recipe,
-        "--out",
-        tmp_path / "parts",
-        "--set",
-        "train.save_every=6",
-        "--set",
-        "train.steps=30",
-    )
-    assert half.returncode == 0, half.stderr
-    files = [
-        tmp_path / each / "adapter" / "adapter_model.safetensors" for each in ("whole", "parts")
-    ]
-    assert files[0].read_bytes() == files[1].read_bytes()
+def test_hidden_words_follow_from_the_recipe_alone(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path, "masked-lm"))
+    found = []
+    for name in ("one", "two"):
+        run = peftkit.finetune(recipe, out=str(tmp_path / name))
+        found.append((run.adapter / "adapter_model.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_a_base_is_evaluated_in_the_task_of_a_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(tmp_path, "masked-lm")).recipe
+    figures = evaluate(str(tmp_path / "base"), recipe=recipe)
+    assert figures["test"]["perplexity"] > 1
+    other = load_recipe(write_recipe(tmp_path, "classification")).recipe
+    with pytest.raises(RecipeError, match="has no head for classification"):
+        evaluate(str(tmp_path / "base"), recipe=other)
+
+
+def test_a_row_above_the_learned_places_is_told_before_training(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "classification")
+    rows = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(rows + json.dumps({"text": "the " * 600, "label": "red"}))
+    with pytest.raises(RecipeError, match="602 tokens, and the base has learned 512 places"):
+        peftkit.finetune(str(recipe), out=str(tmp_path / "run"))
 
 
 def test_a_random_base_begins_without_knowledge(tmp_path: Path) -> None:

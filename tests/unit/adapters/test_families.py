@@ -322,3 +322,50 @@ def test_a_head_that_a_checkpoint_lacks_is_made_up_and_learnt(minilm: Path) -> N
     assert new_parts(base.model) == ["cls.predictions.transform.dense", MLM_NORM]
     model = attach(base.model, LORA, seed=0)
     assert any("cls.predictions.transform.dense" in name for name in trainable(model))
+
+
+@pytest.mark.parametrize(("family", "method"), [("bert", "lora"), ("llama", "ia3")])
+def test_a_head_trains_in_32_bits_above_a_base_in_16(
+    family: str, method: str, tmp_path: Path
+) -> None:
+    task, section = "classification", METHODS[method]
+    base = build(family, task).to(torch.bfloat16)
+    before = outputs(base, task)
+    model = attach(base, section, seed=0)
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
+    with base_only(model):
+        assert torch.equal(outputs(model, task), before)
+    learn(model, task, rate=1e-3)
+    after = outputs(model, task)
+    folder = save(model, tmp_path / "adapter", section.method)
+    again = load_adapter(build(family, task).to(torch.bfloat16), folder)
+    assert torch.equal(outputs(again, task), after)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"task": ["x"]}',
+        '{"task": "classification", "labels": []}',
+        '{"task": "causal-lm", "labels": ["a", "b"]}',
+        '{"task": "classification", "labels": ["a", "\\u001b[31m"]}',
+        '{"task": "regression", "head": {"hidden": 4, "dropout": 2.0}}',
+        '{"task": "regression", "head": {"hidden": 99999999, "dropout": 0.0}}',
+        '{"task": "regression", "code": "x"}',
+        "[]",
+        "{",
+    ],
+)
+def test_what_a_stranger_says_of_a_task_is_checked(content: str, tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(content)
+    with pytest.raises(InputError, match="does not say what the adapter does"):
+        read_task(tmp_path)
+
+
+def test_a_task_is_not_read_from_outside_its_folder(tmp_path: Path) -> None:
+    inside = tmp_path / "adapter"
+    inside.mkdir()
+    (tmp_path / "task.json").write_text('{"task": "regression"}')
+    (inside / "task.json").symlink_to(tmp_path / "task.json")
+    with pytest.raises(InputError, match="does not say what the adapter does"):
+        read_task(inside)

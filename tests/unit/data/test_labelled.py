@@ -125,6 +125,25 @@ def test_the_first_token_of_a_word_carries_its_tag(tokenizer: Any) -> None:
     assert [n for n in batch.targets[0].tolist() if n != IGNORED] == [0, 1]
 
 
+def test_words_are_read_as_in_running_text(tokenizer: Any) -> None:
+    values = {"tokens": ["on", "was"], "tags": ["O", "B-x"]}
+    example = one(values, tokenizer, "token-classification")
+    assert example.tokens.tolist() == tokenizer("on was")["input_ids"]
+    assert example.labels == ("O", "B-x")
+
+
+def test_half_a_character_in_a_label_makes_a_bad_row(framing: Any) -> None:
+    told = why({"text": "a", "label": "x\ud800"}, framing, "classification")
+    assert told == "column `label` holds half a character"
+    told = why({"tokens": ["\udc00"], "tags": ["O"]}, framing, "token-classification")
+    assert told == "column `tokens` holds half a character"
+
+
+def test_a_word_without_a_token_makes_a_bad_row(framing: Any) -> None:
+    told = why({"tokens": ["a", ""], "tags": ["O", "O"]}, framing, "token-classification")
+    assert told == "word 2 in `tokens`, ``, has no token"
+
+
 def test_tags_that_do_not_fit_are_told(framing: Any) -> None:
     task = "token-classification"
     assert "1 words in `tokens`, but 2" in why({"tokens": ["a"], "tags": ["O", "O"]}, framing, task)
@@ -136,7 +155,7 @@ def test_anchors_are_batched_before_positives(framing: Any) -> None:
     examples, _ = build(rows, framing, "embedding")
     assert [example.parts for example in examples] == [(3, 4), (3, 3, 3)]
     batch = collate_task(examples, Task("embedding"), 0)
-    assert batch.inputs[:, 1].tolist() == [5, 8, 6, 9]
+    assert batch.inputs[:, 1].tolist() == [5, 8, 6, 9, 10]
     assert batch.targets.tolist() == [[0], [1]]
     (negated,), _ = build(rows[1:], framing, "embedding")
     assert collate_task([negated], Task("embedding"), 0).inputs[:, 1].tolist() == [8, 9, 10]

@@ -112,6 +112,15 @@ def test_neighbors_are_ranked_among_all_rows() -> None:
     assert figures == {"recall_at_10": 1.0, "mrr": pytest.approx((1 + 1 / 2 + 1) / 3)}
 
 
+def test_vectors_that_are_all_alike_find_nothing() -> None:
+    rows, scores = [row() for _ in range(50)], [np.ones(50) for _ in range(50)]
+    predictions, task = Predictions(np.zeros(50), scores), Task("embedding")
+    assert figures_of(predictions, rows, task) == {"recall_at_10": 0.0, "mrr": pytest.approx(0.02)}
+    hits = hits_of(predictions, rows, task)
+    assert hits is not None
+    assert hits.sum() == 0
+
+
 def test_numbers_are_compared_by_distance_and_rank() -> None:
     task, rows = Task("regression"), [row("1.0"), row("2.0"), row("4.0")]
     scores = [np.array([1.5]), np.array([2.0]), np.array([3.0])]
