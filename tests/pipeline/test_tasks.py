@@ -86,7 +86,7 @@ def goals(task: str, number: int) -> dict[str, Any]:
     color, other = COLORS[number % 4], COLORS[(number // 4) % 4]
     text = f"the {WORDS[number % 8]} {WORDS[number // 8 % 8]} {color} paint {other}"
     rows: dict[str, dict[str, Any]] = {
-        "classification": {"text": text, "label": color},
+        "classification": {"text": f"{text} {color} {color} {color}", "label": color},
         "multi-label": {"text": text, "label": [color, other]},
         "regression": {"text": text, "label": number % 4},
         "token-classification": {
