@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from peftkit.publish.publish import publish as publish
 
 __version__ = "0.1.0"
+
+# peft imports bitsandbytes, which complains of a kernel that it does not need, and later on calls.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 LAZY = {"finetune": "peftkit.pipeline.api", "publish": "peftkit.publish.publish"}
 """Where each name is; nothing heavy is imported until one is used."""

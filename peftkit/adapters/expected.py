@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.config_fields import ALL_LINEAR
-from peftkit.adapters.module_tensors import PREFIX, Shape, ends_in, tensors_of
+from peftkit.adapters.module_tensors import PREFIX, Alone, Shape, ends_in, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -74,6 +74,8 @@ def expected_tensors(
     """
     expected = Expected()
     kind = config["peft_type"]
+    if base is not None and kind not in OWN_TYPES:  # peft's adapters go on layers
+        base = {name: shape for name, shape in base.items() if not isinstance(shape, Alone)}
     if kind in OWN_TYPES:
         _whole_parameters(expected, config, present, base)
         return expected
@@ -206,16 +208,17 @@ def _whole_parameters(
             continue
         if base is None:
             expected.optional[name] = size
+        elif name in base:
+            expected.optional[name] = base[name]
         elif module in base and kind in ("weight", "bias"):
             shape = base[module]
             either = shape[-1] if size == shape[-1:] else shape[0]  # GPT-2's layers lie transposed
             expected.optional[name] = shape if kind == "weight" else (either,)
-    if method in ("LAYERNORM", "TOP") and base is not None:
-        expected.required |= _left_out(method, present, base)
+    layers = {name: size for name, size in (base or {}).items() if not isinstance(size, Alone)}
+    if method in ("LAYERNORM", "TOP"):
+        expected.required |= _left_out(method, present, layers)
     expected.required |= {
-        f"{module}.weight": size
-        for module, size in (base or {}).items()
-        if _is_saved(config, module)
+        f"{module}.weight": size for module, size in layers.items() if _is_saved(config, module)
     }
 
 
@@ -239,12 +242,18 @@ def _left_out(
     if method == "LAYERNORM":
         return {f"{module}.weight": size for module, size in base.items() if len(size) == 1}
     numbers = {module: BLOCK.search(f"{module}.") for module in base}
-    blocks = {module: int(match[1]) for module, match in numbers.items() if match}
+    places = {m: (m[: match.start()], int(match[1])) for m, match in numbers.items() if match}
     named = {name.rpartition(".")[0] for name in present}
-    lowest = min((block for module, block in blocks.items() if module in named), default=None)
-    if lowest is None:
-        return {}
-    return {f"{module}.weight": base[module] for module, at in blocks.items() if at >= lowest}
+    lowest: dict[
+        str, int
+    ] = {}  # of each list of blocks: an encoder may have one, a decoder another
+    for stack, number in (place for module, place in places.items() if module in named):
+        lowest[stack] = min(number, lowest.get(stack, number))
+    return {
+        f"{module}.weight": base[module]
+        for module, (stack, number) in places.items()
+        if stack in lowest and number >= lowest[stack]
+    }
 
 
 def _saved_modules(

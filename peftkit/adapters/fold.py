@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from peftkit.adapters.head import head_of
 from peftkit.adapters.in_place import BEFORE
 from peftkit.base.quantize import keep_layout, packed_layers, requantize, restore_classes, unpack
 from peftkit.base.upstream import quiet
@@ -49,6 +50,11 @@ def fold(model: Any) -> Any:
         InputError: the adapter or the base is of a kind that cannot be folded.
         RunError: a folded weight would not be finite.
     """
+    if head_of(model.get_base_model() if isinstance(model, PeftModel) else model) is not None:
+        raise InputError(
+            "the head has a layer that its family knows nothing of: folded, it would load without",
+            hint="keep the adapter, or train with `--set adapter.hidden=0`",
+        )
     if not isinstance(model, PeftModel):
         model.__dict__.pop(BEFORE, None)
         return model

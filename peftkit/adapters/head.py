@@ -60,6 +60,7 @@ def put_on_head(model: Any, hidden: int, dropout: float) -> None:
     names = [
         f"{name}.{inner}".rstrip(".")
         for name in new_parts(model)
+        if not name.startswith(f"{model.base_model_prefix}.")  # a pooler goes on feeding it
         for inner, module in model.get_submodule(name).named_modules()
         if isinstance(module, nn.Linear)
     ]

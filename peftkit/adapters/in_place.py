@@ -79,7 +79,7 @@ def keep_before(model: Any, names: Iterable[str]) -> None:
     """Remember these parameters as they are now, as what `putting_back` puts back."""
     wanted = set(names)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if n in wanted}
-    setattr(model, BEFORE, getattr(model, BEFORE, {}) | before)
+    setattr(model, BEFORE, before | getattr(model, BEFORE, {}))  # the earliest is the base's
 
 
 @contextmanager

@@ -20,6 +20,12 @@ class Upright(tuple[int, ...]):
     __slots__ = ()
 
 
+class Alone(tuple[int, ...]):
+    """Shape of a parameter that is no layer's weight, such as fused experts; known by its name."""
+
+    __slots__ = ()
+
+
 class Turned(tuple[int, ...]):
     """Shape of a weight that is known to lie as (in, out), as GPT-2's layers do."""
 

@@ -191,6 +191,12 @@ def check_names(model: Any, names: Sequence[str]) -> None:
     if strange := [name for name in names if name not in known]:
         there = ", ".join(f"`{name}`" for name in known) or "none"
         raise InputError(f"there is no adapter `{strange[0]}`; there are: {there}")
+    heads = [name for name in names if getattr(model.peft_config[name], "modules_to_save", None)]
+    if len(heads) > 1:
+        raise InputError(
+            f"`{heads[0]}` and `{heads[1]}` each bring a head along, of which one can act",
+            hint="give one of them",
+        )
     if len(names) > 1 and kind_of(model) not in TOGETHER:
         raise InputError(
             f"adapters of kind {kind_of(model)} cannot act at once: {', '.join(names)}",

@@ -6,6 +6,7 @@ was trained above; where that lies, the recipe of its run says. Without it the n
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import forget_before
 from peftkit.adapters.several import TOGETHER, load_beside, use
 from peftkit.adapters.store import CHANGED_WEIGHTS, CONFIG, NOTE, PEFT_WEIGHTS, load_adapter
-from peftkit.adapters.task_file import restore_head
+from peftkit.adapters.task_file import TASK_FILE, restore_head
 from peftkit.adapters.verify import AdapterFacts, module_shapes, verify_adapter
 from peftkit.base.tasks import new_parts
 from peftkit.base.tokens import added_rows
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from peftkit.recipe.sections.adapter import AdapterSection
 
+NOT_DECIDING = ("base_model_name_or_path", "revision", "peft_version")
+"""Keys of a configuration that change nothing of what an adapter does."""
 DEEPEST = 16
 """Adapters above each other; more is taken for a circle."""
 OWN = "default"
@@ -51,6 +54,11 @@ class Below:
         """What a person calls it: its run's folder, or its own."""
         inside = self.folder.name == "adapter"
         return self.folder.parent.name if inside else self.folder.name
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what it does."""
+        return digest_of(self.folder)
 
     @property
     def own(self) -> bool:
@@ -177,7 +185,7 @@ def line_up(wanted: Sequence[tuple[str, Path]]) -> list[Placed]:
             under = digests[note["sha256"]] if note else None
             below = (*under.below, under.name) if under else ()
             placed.append(Placed(own, part, below))
-            digests[_digest(part)] = placed[-1]
+            digests[digest_of(part)] = placed[-1]
     return placed
 
 
@@ -221,7 +229,7 @@ def describe(below: Sequence[Below]) -> dict[str, Any] | None:
     if not below:
         return None
     every = [
-        {"name": each.name, "sha256": each.facts.sha256, "peft_type": each.facts.peft_type}
+        {"name": each.name, "sha256": each.digest, "peft_type": each.facts.peft_type}
         for each in below
     ]
     return {"name": every[-1]["name"], "sha256": every[-1]["sha256"], "all": every}
@@ -236,7 +244,9 @@ def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
         raise RecipeError(
             f"adapter.method: {section.method} trains the base's own parameters, and cannot stand "
             f"on an adapter of kind {kind}",
-            hint=f"`--set adapter.method={kind.lower()}` stacks on it",
+            hint=f"`--set adapter.method={kind.lower()}` stacks on it"
+            if kind in TOGETHER
+            else "adapters of that kind carry none above them",
         )
     if section.method.upper() != kind or kind not in TOGETHER:
         works = f"`--set adapter.method={kind.lower()}` stacks on it"
@@ -271,7 +281,7 @@ def _find_noted(folder: Path, note: Mapping[str, str]) -> Path:
     found = inner if (inner / CONFIG).exists() else Path(named)
     if not (found / CONFIG).exists():
         raise InputError(f"{what}, which is no longer at `{named}`", hint=hint)
-    if _digest(found) != note["sha256"]:
+    if digest_of(found) != note["sha256"]:
         raise InputError(
             f"{what}, and `{named}` now holds another one",
             hint=f"train it anew with `peftkit finetune`, or put that one back: {note['sha256']}",
@@ -288,10 +298,23 @@ def _named_by_run(folder: Path) -> str | None:
     return named if isinstance(named, str) and named != NOTHING else None
 
 
-def _digest(folder: Path) -> str:
-    """Digest of the weights, or nothing where there are none; loading will say what is wrong."""
-    files = (folder / name for name in (PEFT_WEIGHTS, CHANGED_WEIGHTS))
-    return next((sha256_of(path) for path in files if path.is_file()), "")
+def digest_of(folder: Path) -> str:
+    """Digest of weights, configuration and task; of what is there, for loading says what is not.
+
+    The name of the base and the version of peft in the configuration do not count.
+    """
+    total = hashlib.sha256()
+    for path in (folder / name for name in (PEFT_WEIGHTS, CHANGED_WEIGHTS, TASK_FILE)):
+        if path.is_file():
+            total.update(f"{path.name} {sha256_of(path)}\n".encode())
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return total.hexdigest()
+    if isinstance(values, dict):
+        said = {key: value for key, value in values.items() if key not in NOT_DECIDING}
+        total.update(json.dumps(said, sort_keys=True).encode())
+    return total.hexdigest()
 
 
 def _silence(model: Any, names: Sequence[str]) -> None:

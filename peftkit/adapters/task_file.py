@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
 from peftkit.adapters.head import head_of, put_on_head
-from peftkit.base.tasks import AUTO, task_of
+from peftkit.adapters.weights_header import DamagedFileError, read_header
+from peftkit.base.tasks import AUTO, NEW_HEAD, task_of
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import LABELLED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TASK_FILE = "task.json"
+CONFIG, TASK_FILE = "adapter_config.json", "task.json"
+WEIGHTS = "adapter_model.safetensors"
+HEAD_WEIGHT = re.compile(r"\.(classifier|score|out_proj)\.weight$")
+"""How families call the last layer of a head."""
+TASKS = {
+    "SEQ_CLS": "classification",
+    "TOKEN_CLS": "token-classification",
+    "SEQ_2_SEQ_LM": "seq2seq",
+}
+"""peft's names of tasks that are ours too; vectors of a text are taken in many ways."""
 MOST_LABELS, WIDEST, LONGEST_NAME = 20_000, 16_384, 1_000
 LONGEST = 2**20
 """Bytes that a file from a stranger may take."""
@@ -41,7 +53,7 @@ def read_task(folder: Path) -> dict[str, Any]:
     """
     path = folder / TASK_FILE
     if not path.is_symlink() and not path.exists():
-        return {"task": "causal-lm", "labels": [], "head": None}
+        return {"task": "causal-lm", "labels": [], "head": None} | _as_peft_says(path.parent)
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if _may_be_read(path) else None
     except (OSError, ValueError, RecursionError):
@@ -55,10 +67,41 @@ def read_task(folder: Path) -> dict[str, Any]:
     return {"labels": [], "head": None} | values
 
 
+def _as_peft_says(folder: Path) -> dict[str, Any]:
+    """What the configuration of somebody else's adapter says of its task, and how many labels."""
+    config, weights = _config_of(folder), folder / WEIGHTS
+    task = TASKS.get(str(config.get("task_type")))
+    if task is None:
+        return {}
+    if task not in NEW_HEAD:
+        return {"task": task}
+    outputs = 0
+    with suppress(OSError, DamagedFileError):
+        found = {name: entry.shape for name, entry in read_header(weights).items()}
+        rows = [shape[0] for name, shape in found.items() if HEAD_WEIGHT.search(name)]
+        outputs = rows[-1] if rows else 0
+    if not 1 < outputs <= MOST_LABELS:
+        return {"task": "regression"} if task == "classification" and outputs == 1 else {}
+    return {"task": task, "labels": [str(number) for number in range(outputs)]}
+
+
 def restore_head(model: Any, folder: Path) -> None:
-    """Give the model the head that the adapter was trained with, before its weights are read."""
-    if (head := read_task(folder)["head"]) is not None:
+    """Give the model the head that the adapter brings, before its weights are read.
+
+    One that only stood on such a head names it too, and finds it there.
+    """
+    head, kind = read_task(folder)["head"], _config_of(folder).get("peft_type")
+    if head is not None and kind == "HEAD":
         put_on_head(model, head["hidden"], head["dropout"])
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """What the adapter's configuration says, as far as it can be read; others say what is wrong."""
+    try:
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _may_be_read(path: Path) -> bool:

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.config_fields import config_problems
 from peftkit.adapters.expected import OWN_TYPES, expected_tensors
-from peftkit.adapters.module_tensors import Shape, Turned, Upright
+from peftkit.adapters.module_tensors import Alone, Shape, Turned, Upright
 from peftkit.adapters.weights_header import (
     FLOAT_BYTES,
     DamagedFileError,
@@ -127,6 +127,11 @@ def module_shapes(model: Any) -> dict[str, tuple[int, ...]]:
             shapes[clean] = Turned(weight.shape)
         else:
             shapes[clean] = tuple(weight.shape)
+    for name, parameter in plain.named_parameters():
+        clean = name.replace(".base_layer", "").replace(".original_module", "")
+        owner, _, kind = clean.rpartition(".")
+        if not _part_of_adapter(name) and (kind not in ("weight", "bias") or owner not in shapes):
+            shapes[clean] = Alone(parameter.shape)
     return shapes
 
 
@@ -153,7 +158,7 @@ def _by_module(
     return {
         name.removesuffix(".weight"): shape
         for name, shape in shapes.items()
-        if not name.endswith(".bias") and not _part_of_adapter(name)
+        if (isinstance(shape, Alone) or not name.endswith(".bias")) and not _part_of_adapter(name)
     }
 
 

@@ -8,7 +8,6 @@ after every load. It is a faster kernel for inference that is given up.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,8 +83,6 @@ def _settings(section: BaseSection, kept: list[str] | None) -> Any:
 
 
 def _import_bitsandbytes(quantize: str) -> None:
-    # It complains on import about a kernel that it does not need, and in 8 bits on every call.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401 - transformers takes it from there
     except ImportError:

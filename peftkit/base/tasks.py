@@ -172,6 +172,8 @@ def note_missing(model: Any, missing: Collection[str], task: str, name: str) -> 
             f"`{name}` lacks {len(lost)} tensors of its own model, e.g. `{lost[0]}`",
             hint="with made-up values in their place every result would be wrong",
         )
+    if task == "embedding":  # what it lacks, such as a pooler, is not looked at
+        return
     made_up = {key.removesuffix(".weight") for key in missing if key.endswith(".weight")}
     own = {module: child for module, child in model.named_modules() if module in made_up}
     setattr(model, MADE_UP, [module for module in own if _holds_parameters(own[module])])

@@ -40,7 +40,7 @@ def identify(recipe: Recipe, setup: Setup) -> dict[str, Any]:
         "digest": setup.digest,
     }
     if setup.below:
-        base["under"] = "+".join(each.facts.sha256 for each in setup.below)
+        base["under"] = "+".join(each.digest for each in setup.below)
     return {
         "recipe": digest(recipe),
         "base": base,

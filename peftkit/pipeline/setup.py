@@ -53,7 +53,7 @@ class Setup:
     @property
     def standing_on(self) -> str:
         """Key of all that is frozen: the base, and what stands under the new adapter."""
-        return "+".join([self.weights_key, *(each.facts.sha256 for each in self.below)])
+        return "+".join([self.weights_key, *(each.digest for each in self.below)])
 
     @property
     def dtype(self) -> str:

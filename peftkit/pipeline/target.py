@@ -92,7 +92,8 @@ def open_target(
     if placed and not recipe:
         tokens = added_tokens(placed[0].folder, section)
         section = section.model_copy(update={"add_tokens": tokens})
-    base = load_base(section, device=choose_device())
+    seed = recipe.seed if recipe else 0  # of weights, or of a head, that no file holds
+    base = load_base(section, device=choose_device(), seed=seed)
     model = load_placed(base.model, placed, base=base.origin.name)
     choices = _choices(model, placed)
     if isinstance(model, PeftModel):
@@ -175,14 +176,11 @@ def _as_asked(section: BaseSection, like: BaseSection | None) -> BaseSection:
 
 
 def _for_their_task(section: BaseSection, placed: Sequence[Placed]) -> BaseSection:
-    """The base as the adapters' `task.json` wants it: with the labels that it was trained on.
-
-    Where a task adapter stands on one of a language model, what the upper one does is done.
-    """
+    """The base as `task.json` wants it: of the target's own adapter, or else of the topmost."""
     if not placed:
         return section
-    tasks = [read_task(each.folder) for each in placed]
-    found = next((task for task in tasks if task["task"] != "causal-lm"), tasks[0])
+    own = next((each for each in placed if each.name == OWN), placed[-1])
+    found = read_task(own.folder)
     labels = tuple(found["labels"]) or "auto"
     return section.model_copy(update={"task": found["task"], "labels": labels})
 

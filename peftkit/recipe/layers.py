@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from peftkit.recipe.strict_yaml import Document, Location
 
 _IMPLIED_METHOD = "lora"
+KEPT = ("under",)
+"""Keys of `adapter` that mean the same to every method."""
 _SAME_METHOD = {"qlora": "lora"}
 """Shorthands whose section has the keys of another method."""
 
@@ -93,12 +95,13 @@ def stack(chain: tuple[RecipeFile, ...]) -> Layer:
 def merge(below: Any, above: Any) -> Any:
     """`above` laid over `below`: mappings key by key, anything else, lists too, replaced.
 
-    A section that names another `method` starts afresh: the old method's keys mean nothing to it.
+    A section that names another `method` starts afresh: the old method's keys mean nothing to it,
+    but for what every method knows.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     if "method" in above and _method(above) != _method(below):
-        return above
+        return {key: below[key] for key in KEPT if key in below} | above
     return below | {key: merge(below.get(key), value) for key, value in above.items()}
 
 

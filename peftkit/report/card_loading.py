@@ -28,6 +28,8 @@ _GROW = (
     "rows = base.get_input_embeddings().num_embeddings",
     "base.resize_token_embeddings(max(rows, len(tokenizer)))  # the adapter brings new tokens",
 )
+NAMED = 100
+"""Labels that are named on a card; more of them are counted."""
 _WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
@@ -62,8 +64,11 @@ def how_to_load(
         f"base = {model}.from_pretrained({source}{revision}{_outputs(does)})",
         f"tokenizer = AutoTokenizer.from_pretrained({own})",
         *(_GROW if tokenizer and config.get("trainable_token_indices") else ()),
+        *_own_head(does),
         *_attach_above(kind, here, repo, below),
     ]
+    if _own_head(does):
+        lines.insert(0, "from peftkit.adapters.head import put_on_head")
     if model in _WRITES:
         lines += [
             "",
@@ -71,8 +76,16 @@ def how_to_load(
             "answer = model.generate(input_ids=prompt, max_new_tokens=40)",
             "print(tokenizer.decode(answer[0], skip_special_tokens=True))",
         ]
-    before = _before(base, kind, repo, above=bool(below))
+    before = _before(base, kind, repo, above=bool(below), own_head=bool(_own_head(does)))
     return "\n\n".join([before, fenced("\n".join(lines), "python")])
+
+
+def _own_head(does: Loose) -> list[str]:
+    """Lines that put the head of two layers there, where the adapter was trained with one."""
+    head = does.get("head")
+    if not isinstance(head, dict):
+        return []
+    return [f"put_on_head(base, hidden={head.get('hidden')}, dropout={head.get('dropout')})"]
 
 
 def _outputs(does: Loose) -> str:
@@ -80,7 +93,11 @@ def _outputs(does: Loose) -> str:
     labels = does.get("labels")
     if text(does.get("task")) == "regression":
         return ", num_labels=1"
-    return f", num_labels={len(labels)}" if isinstance(labels, list) and labels else ""
+    if not isinstance(labels, list) or not labels:
+        return ""
+    if len(labels) > NAMED:
+        return f", num_labels={len(labels)}"
+    return f", id2label=dict(enumerate({json.dumps(labels, ensure_ascii=False)}))"
 
 
 def _source(base: BaseName) -> tuple[str, str]:
@@ -143,9 +160,11 @@ def _attach_above(
     ]
 
 
-def _before(base: BaseName, kind: str, repo: str | None, *, above: bool = False) -> str:
+def _before(
+    base: BaseName, kind: str, repo: str | None, *, above: bool = False, own_head: bool = False
+) -> str:
     """What to do before the lines run."""
-    with_peftkit = kind == "BOTTLENECK" or base.kind == "builtin"
+    with_peftkit = kind == "BOTTLENECK" or base.kind == "builtin" or own_head
     packages = "peftkit" if with_peftkit else "transformers safetensors"
     if kind not in CHANGED_ONLY and not with_peftkit:
         packages = "peft transformers"

@@ -153,7 +153,8 @@ def test_what_is_published_says_what_it_does(tmp_path: Path) -> None:
     assert task == {"task": "classification", "labels": sorted(COLORS)}
     card = (tmp_path / "tree" / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card
-    assert 'AutoModelForSequenceClassification.from_pretrained("org/bert", num_labels=4)' in card
+    names = '"blue", "green", "red", "white"'
+    assert f'from_pretrained("org/bert", id2label=dict(enumerate([{names}])))' in card
     assert "nats a row" in card
 
 
@@ -187,10 +188,15 @@ def test_a_random_base_begins_without_knowledge(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "classification", method="full", rank=None)
     text = json.loads(recipe.read_text())
     text["base"]["weights"] = "random"
+    text["seed"] = 1
     del text["adapter"]["rank"]
+    text["adapter"]["method"] = "layernorm"  # whose file does not hold what was drawn
     recipe.write_text(json.dumps(text))
     run = peftkit.finetune(str(recipe), out=str(tmp_path / "run"))
     assert run.metrics["test"]["rows"] == 32
+    again = evaluate(str(tmp_path / "run"), data=[str(tmp_path / "test.jsonl")])
+    loss = next(iter(again.values()))["loss"]
+    assert loss == pytest.approx(run.metrics["test"]["loss"], rel=1e-4)
 
 
 def test_vanilla_transformers_reads_the_head_after_its_labels(tmp_path: Path) -> None:

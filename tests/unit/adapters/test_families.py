@@ -10,6 +10,8 @@ from families import DECODERS, ENCODERS, LABELS, TASKS_OF, build, task_called, w
 from peft import PeftModel
 
 from peftkit.adapters.attach import attach, base_only, trainable
+from peftkit.adapters.fold import fold
+from peftkit.adapters.in_place import forget_before
 from peftkit.adapters.store import load_adapter, save_adapter
 from peftkit.adapters.task_file import read_task
 from peftkit.base.load import load_base, shape_of
@@ -369,3 +371,48 @@ def test_a_task_is_not_read_from_outside_its_folder(tmp_path: Path) -> None:
     (inside / "task.json").symlink_to(tmp_path / "task.json")
     with pytest.raises(InputError, match="does not say what the adapter does"):
         read_task(inside)
+
+
+def test_a_layer_before_the_head_stands_before_the_last_one(tmp_path: Path) -> None:
+    model = attach(build("bert", "classification"), METHODS["head with a layer before"], seed=0)
+    assert isinstance(model.classifier, torch.nn.Sequential)
+    assert isinstance(model.bert.pooler.dense, torch.nn.Linear)
+    with pytest.raises(InputError, match="a layer that its family knows nothing of"):
+        fold(model)
+    folder = save(learn(model, "classification"), tmp_path / "adapter", "head")
+    below = load_adapter(build("bert", "classification"), folder)
+    forget_before(below)
+    over = learn(attach(below.requires_grad_(requires_grad=False), LORA, seed=0), "classification")
+    above = save(over, tmp_path / "above")
+    assert read_task(above)["head"] == {"hidden": 8, "dropout": 0.1}
+    again = load_adapter(load_adapter(build("bert", "classification"), folder), above)
+    assert torch.equal(outputs(again, "classification"), outputs(over, "classification"))
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "method"),
+    [
+        ("bert", "masked-lm", "bitfit"),
+        ("bert", "masked-lm", "full"),
+        ("mixtral", "causal-lm", "full"),
+        ("qwen2_moe", "causal-lm", "top"),
+        ("t5", "seq2seq", "top"),
+        ("t5", "seq2seq", "full"),
+    ],
+)
+def test_parameters_that_are_no_layer_are_saved_and_found(
+    family: str, task: str, method: str, tmp_path: Path
+) -> None:
+    model = learn(attach(build(family, task), METHODS[method], seed=0), task)
+    folder = save(model, tmp_path / "adapter", method)
+    loaded = load_adapter(build(family, task), folder)
+    assert torch.equal(outputs(loaded, task), outputs(model, task))
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_an_adapter_without_a_note_is_what_peft_says(method: str, tmp_path: Path) -> None:
+    model = attach(build("llama", "classification"), METHODS[method], seed=0)
+    folder = save(learn(model, "classification"), tmp_path / "adapter", method)
+    (folder / "task.json").unlink()
+    found = read_task(folder)
+    assert (found["task"], found["labels"]) == ("classification", ["0", "1", "2"])

@@ -15,6 +15,7 @@ from peftkit.adapters.several import acting, use
 from peftkit.adapters.stack import (
     attach_over,
     describe,
+    digest_of,
     expand,
     find_below,
     line_up,
@@ -141,7 +142,7 @@ def test_what_is_saved_is_the_new_one_and_a_run_loads_both(
     folder = keep_run(tmp_path / "run", model, upper, below)
     alone = verify_adapter(folder, module_shapes(build(tiny_llama)), base=BASE)
     assert alone.tensors == len(trainable(model)) + (2 if upper == "vera" else 0)
-    assert read_note(folder) == {"name": "under", "sha256": verify_adapter(under).sha256}
+    assert read_note(folder) == {"name": "under", "sha256": digest_of(under)}
     placed = line_up([("default", folder)])
     assert [each.folder for each in placed] == [under, folder]
     assert placed[1].below == (placed[0].name,)
@@ -244,7 +245,7 @@ def test_what_is_no_longer_there_is_told(tiny_llama: Path, tmp_path: Path) -> No
 def test_a_circle_of_adapters_is_told(tiny_llama: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     folder = make(tiny_llama, "lora", run / "adapter")
-    digest = verify_adapter(folder).sha256
+    digest = digest_of(folder)
     (folder / "under.json").write_text(json.dumps({"name": "run", "sha256": digest}))
     (run / "recipe.resolved.json").write_text(json.dumps({"adapter": {"under": str(run)}}))
     with pytest.raises(InputError, match="more than 16 adapters stand above each other"):
@@ -253,3 +254,17 @@ def test_a_circle_of_adapters_is_told(tiny_llama: Path, tmp_path: Path) -> None:
         (folder / "under.json").write_text(text)
         with pytest.raises(InputError, match="is not what was written"):
             read_note(folder)
+
+
+def test_what_decides_counts_and_where_it_came_from_does_not(tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    config = tmp_path / "adapter_config.json"
+    found = []
+    for values in (
+        {"lora_alpha": 8, "base_model_name_or_path": "a"},
+        {"lora_alpha": 8, "base_model_name_or_path": "b", "peft_version": "1"},
+        {"lora_alpha": 16, "base_model_name_or_path": "a"},
+    ):
+        config.write_text(json.dumps(values))
+        found.append(digest_of(tmp_path))
+    assert found[0] == found[1] != found[2]

@@ -60,3 +60,11 @@ def test_where_it_lies_may_change_but_not_what_it_is_called(path: Path, tmp_path
     assert difference(here.model_dump(mode="json"), other.model_dump(mode="json")) == [
         "adapter.under: domain -> other"
     ]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_every_method_knows_outlives_another_method(path: Path, *, turned: bool) -> None:
+    settings = ["adapter.under=earlier", "adapter.method=ia3"]
+    recipe = load_recipe(path, settings[::-1] if turned else settings).recipe
+    assert recipe.adapter.method == "ia3"
+    assert Path(recipe.adapter.under).name == "earlier"
