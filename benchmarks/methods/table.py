@@ -24,6 +24,8 @@ def newest() -> Path:
 def spread(values: list[float], digits: int = 1) -> str:
     """Median and range."""
     low, high = min(values), max(values)
+    if len(values) == 1:
+        return f"{low:.{digits}f}"
     return f"{median(values):.{digits}f} ({low:.{digits}f}\N{EN DASH}{high:.{digits}f})"
 
 
