@@ -12,19 +12,19 @@ from peftkit.data.task import Task
 
 WIDTH, VOCABULARY = 32, 64
 LABELS = ("cold", "hot", "mild")
-DECODER = {
+SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
     "max_position_embeddings": 64,
     "bos_token_id": 0,
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+DECODER = SIZES | GROUPED
 ENCODER = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import GROUPED, SIZES
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -23,18 +24,6 @@ from peftkit.fast.recompute import recompute, refuse_recompute
 from peftkit.recipe.sections.adapter import BottleneckSection
 
 IDS = torch.arange(24).reshape(2, 12)
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 EXPERTS = GROUPED | {"moe_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1}
 SHARED = EXPERTS | {"shared_expert_intermediate_size": 16}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import DECODER
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -44,19 +45,7 @@ from peftkit.train.optimizer import make_optimizer
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IDS = torch.arange(24).reshape(2, 12)
-SHAPE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
+SHAPE = DECODER | {"num_hidden_layers": 3}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "n_positions": 64}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": SHAPE,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import GROUPED, SIZES
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -40,18 +41,6 @@ from peftkit.train.checkpoint import check_fit, newest_checkpoint, restore, save
 from peftkit.train.optimizer import make_optimizer
 
 IDS = torch.arange(24).reshape(2, 12)
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "qwen2": {"num_key_value_heads": 2},
