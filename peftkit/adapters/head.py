@@ -31,11 +31,9 @@ def choose_head_parameters(model: Any, section: HeadSection) -> list[Tensor]:
     Raises:
         RecipeError: the model has no head of its own.
     """
-    heads = [model.get_submodule(name) for name in new_parts(model)]
     if section.hidden:
         put_on_head(model, section.hidden, section.dropout)
-        heads = [model.get_submodule(name) for name in new_parts(model)]
-    if heads:
+    if heads := [model.get_submodule(name) for name in new_parts(model)]:
         return [parameter for head in heads for parameter in head.parameters()]
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import putting_back
 from peftkit.adapters.tokens import token_rows
-from peftkit.adapters.verify import WEIGHTS_FILE, module_shapes, verify_adapter
+from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, module_shapes, verify_adapter
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
@@ -75,7 +75,7 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
         ) as problem:  # such as random matrices that kinds share and two disagree on
             reason = str(problem).strip().partition("\n")[0]
             raise InputError(f"`{folder}` cannot be put beside the first: {reason}") from None
-    read_heads(model, folder / "adapter_model.safetensors", name)
+    read_heads(model, folder / WEIGHTS_FILE, name)
     own = {id(parameter) for parameter, _ in flags}
     fresh = [(p, False) for p in model.parameters() if id(p) not in own]
     _switch(model, before)
@@ -104,7 +104,7 @@ def _put_beside(model: Any, folder: Path, name: str) -> None:
 
 def _refuse_another_place(first: Any, folder: Path) -> None:
     """Say that one adapter wraps what the other goes into: peft would leave it out in silence."""
-    own = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("variant")
+    own = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("variant")
     both = {own, getattr(first, "variant", None)}
     if "parallel" in both and len(both) > 1:
         raise InputError(

@@ -18,9 +18,16 @@ from peftkit.adapters.attach import UNDER, attach
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.in_place import forget_before
 from peftkit.adapters.several import TOGETHER, load_beside, use
-from peftkit.adapters.store import CHANGED_WEIGHTS, CONFIG, NOTE, PEFT_WEIGHTS, load_adapter
+from peftkit.adapters.store import NOTE, load_adapter
 from peftkit.adapters.task_file import TASK_FILE, restore_head
-from peftkit.adapters.verify import AdapterFacts, module_shapes, verify_adapter
+from peftkit.adapters.verify import (
+    CONFIG_FILE,
+    DELTA_FILE,
+    WEIGHTS_FILE,
+    AdapterFacts,
+    module_shapes,
+    verify_adapter,
+)
 from peftkit.base.tasks import new_parts
 from peftkit.base.tokens import added_rows
 from peftkit.disk.digest import sha256_of
@@ -84,10 +91,10 @@ def find_adapter(name: str) -> Path:
     """
     folder = Path(name).expanduser()
     inner = folder / "adapter"
-    found = inner if (inner / CONFIG).exists() else folder
-    if not (found / CONFIG).exists():
+    found = inner if (inner / CONFIG_FILE).exists() else folder
+    if not (found / CONFIG_FILE).exists():
         raise RecipeError(
-            f"`{name}` is not an adapter: it has no {CONFIG}",
+            f"`{name}` is not an adapter: it has no {CONFIG_FILE}",
             hint="give a run folder or its `adapter` folder",
         )
     return found
@@ -259,7 +266,7 @@ def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
 
 def _refuse_two_heads(model: Any, below: Below) -> None:
     """Say where both would bring a module along whole: of such only one can act."""
-    config = json.loads((below.folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((below.folder / CONFIG_FILE).read_text(encoding="utf-8"))
     saved = config.get("modules_to_save") or ()
     twice = [] if below.own else sorted(set(new_parts(model)) & set(saved))
     if twice:
@@ -278,8 +285,8 @@ def _find_noted(folder: Path, note: Mapping[str, str]) -> Path:
     if named is None:
         raise InputError(f"{what}, and there is no run beside it that says where", hint=hint)
     inner = Path(named) / "adapter"
-    found = inner if (inner / CONFIG).exists() else Path(named)
-    if not (found / CONFIG).exists():
+    found = inner if (inner / CONFIG_FILE).exists() else Path(named)
+    if not (found / CONFIG_FILE).exists():
         raise InputError(f"{what}, which is no longer at `{named}`", hint=hint)
     if digest_of(found) != note["sha256"]:
         raise InputError(
@@ -304,11 +311,11 @@ def digest_of(folder: Path) -> str:
     The name of the base and the version of peft in the configuration do not count.
     """
     total = hashlib.sha256()
-    for path in (folder / name for name in (PEFT_WEIGHTS, CHANGED_WEIGHTS, TASK_FILE)):
+    for path in (folder / name for name in (WEIGHTS_FILE, DELTA_FILE, TASK_FILE)):
         if path.is_file():
             total.update(f"{path.name} {sha256_of(path)}\n".encode())
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return total.hexdigest()
     if isinstance(values, dict):

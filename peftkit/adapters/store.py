@@ -17,7 +17,13 @@ from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.starts import as_plain
 from peftkit.adapters.task_file import restore_head, write_task
 from peftkit.adapters.tokens import token_rows
-from peftkit.adapters.verify import module_shapes, verify_adapter
+from peftkit.adapters.verify import (
+    CONFIG_FILE,
+    DELTA_FILE,
+    WEIGHTS_FILE,
+    module_shapes,
+    verify_adapter,
+)
 from peftkit.adapters.weights_file import write_weights
 from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.base.tokens import added_rows
@@ -33,9 +39,6 @@ if TYPE_CHECKING:
 
     from peftkit.base.locate import Origin
 
-PEFT_WEIGHTS = "adapter_model.safetensors"
-CHANGED_WEIGHTS = "delta.safetensors"
-CONFIG = "adapter_config.json"
 NOTE = "under.json"
 """Which adapter stands under the one that is saved."""
 ROOM = 65_536
@@ -70,10 +73,10 @@ def save_adapter(
     needed += 0 if tokenizer is None else 2 * len(tokenizer.backend_tokenizer.to_str())
     with whole_folder(folder, needed) as building:
         if config is not None:
-            write_weights(weights, building / PEFT_WEIGHTS, {"format": "pt"})
+            write_weights(weights, building / WEIGHTS_FILE, {"format": "pt"})
             _save_config(config, building, origin)
         else:
-            write_weights(weights, building / CHANGED_WEIGHTS, {"format": "pt"})
+            write_weights(weights, building / DELTA_FILE, {"format": "pt"})
             _save_own_config(model, building, origin, method)
         write_task(model, building)
         if tokenizer is not None:
@@ -104,7 +107,7 @@ def load_adapter(
         config.task_type = None  # else peft looks for what the model of that task has
     with quiet():
         found = PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
-    read_heads(found, folder / PEFT_WEIGHTS, name)
+    read_heads(found, folder / WEIGHTS_FILE, name)
     return found.eval()
 
 
@@ -140,11 +143,11 @@ def _save_own_config(model: Any, folder: Path, origin: Origin, method: str) -> N
     }
     if new := new_parts(model):
         values["modules_to_save"] = new
-    (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _load_changed(model: Any, folder: Path) -> Any:
-    weights = load_file(folder / CHANGED_WEIGHTS)
+    weights = load_file(folder / DELTA_FILE)
     keep_before(model, weights)
     report = model.load_state_dict(weights, strict=False)
     if report.unexpected_keys:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 
 from peftkit.adapters.head import head_of, put_on_head
+from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, links_out
 from peftkit.adapters.weights_header import DamagedFileError, read_header
 from peftkit.base.tasks import AUTO, NEW_HEAD, task_of
 from peftkit.errors import InputError
@@ -18,8 +19,7 @@ from peftkit.recipe.sections.base import LABELLED
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIG, TASK_FILE = "adapter_config.json", "task.json"
-WEIGHTS = "adapter_model.safetensors"
+TASK_FILE = "task.json"
 HEAD_WEIGHT = re.compile(r"\.(classifier|score|out_proj)\.weight$")
 """How families call the last layer of a head."""
 TASKS = {
@@ -69,7 +69,7 @@ def read_task(folder: Path) -> dict[str, Any]:
 
 def _as_peft_says(folder: Path) -> dict[str, Any]:
     """What the configuration of somebody else's adapter says of its task, and how many labels."""
-    config, weights = _config_of(folder), folder / WEIGHTS
+    config, weights = _config_of(folder), folder / WEIGHTS_FILE
     task = TASKS.get(str(config.get("task_type")))
     if task is None:
         return {}
@@ -98,19 +98,16 @@ def restore_head(model: Any, folder: Path) -> None:
 def _config_of(folder: Path) -> dict[str, Any]:
     """What the adapter's configuration says, as far as it can be read; others say what is wrong."""
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
 def _may_be_read(path: Path) -> bool:
-    """Whether it is a short file, and no way out of the folder but into the hub's own cache."""
-    inside = path.parent.resolve()
-    cache = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside
-    real = path.resolve()
-    own = real.parent in (inside, cache)
-    return own and real.is_file() and real.stat().st_size <= LONGEST
+    """Whether it is a short file of the folder's own."""
+    own = path.name not in links_out(path.parent)
+    return own and path.is_file() and path.stat().st_size <= LONGEST
 
 
 def _problem(values: dict[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from peftkit.adapters.verify import CONFIG_FILE
 from peftkit.base.load import load_tokenizer
 from peftkit.base.locate import locate
 from peftkit.errors import InputError
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 
     from peftkit.recipe.sections.base import BaseSection
 
-CONFIG, TOKENIZER = "adapter_config.json", "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 LARGEST = 256 * 1024 * 1024
 """Bytes of a tokenizer's file that are read."""
 
 
 def token_rows(folder: Path) -> list[int]:
     """Ids of the tokens whose rows the adapter of `folder` replaces; mostly none."""
-    wanted = _read(folder / CONFIG).get("trainable_token_indices") or []
+    wanted = _read(folder / CONFIG_FILE).get("trainable_token_indices") or []
     rows = next(iter(wanted.values()), []) if isinstance(wanted, dict) else wanted
     return sorted(rows) if isinstance(rows, list) and all(type(n) is int for n in rows) else []
 

@@ -178,7 +178,7 @@ def _read(folder: Path) -> _Found:
             f"no adapter at `{folder}`", hint="name a folder that holds adapter_config.json"
         )
     found = _Found(folder / WEIGHTS_FILE)
-    found.problems += [f"{name}: a link that leaves the folder" for name in _links_out(folder)]
+    found.problems += [f"{name}: a link that leaves the folder" for name in links_out(folder)]
     if found.problems:
         return found
     try:
@@ -218,7 +218,7 @@ def _read_weights(folder: Path, weights: Path) -> dict[str, TensorEntry]:
     )
 
 
-def _links_out(folder: Path) -> list[str]:
+def links_out(folder: Path) -> list[str]:
     """Links that end outside; those of the hub's own cache, into its blobs, do not count."""
     inside = folder.resolve()
     blobs = inside.parent.parent / "blobs" if inside.parent.name == "snapshots" else inside

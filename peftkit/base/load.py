@@ -86,7 +86,7 @@ def load_base(
         else:
             model = _pretrained_model(section, origin, config, device)
     grow(model, teach_tokens(tokenizer, section.add_tokens))
-    note_task(model, section.task, () if section.labels == "auto" else section.labels)
+    note_task(model, section.task, section.names)
     model.requires_grad_(requires_grad=False).eval()
     return Base(model=model, tokenizer=tokenizer, origin=origin)
 
@@ -122,12 +122,11 @@ def pad_id_of(tokenizer: Any) -> int:
 
 
 def _task_config(section: BaseSection, origin: Origin, tokenizer: Any | None) -> Any:
-    labels = () if section.labels == "auto" else section.labels
     config = _config(origin)
     refuse_both_ways(config, section.task, origin.name)
     refuse_two_stacks(config, section.task, origin.name)
     pad_id = 0 if tokenizer is None else pad_id_of(tokenizer)
-    return settle_config(config, section.task, labels, pad_id)
+    return settle_config(config, section.task, section.names, pad_id)
 
 
 def _built(section: BaseSection, origin: Origin, config: Any, **how: Any) -> Any:

@@ -122,7 +122,7 @@ def peft_task_of(model: Any) -> str | None:
     name = type(model).__name__
     for task, mapping in PEFT_TASKS.items():
         models = getattr(modeling_auto, mapping).values()
-        if any(name == known or name in known for known in models if known):
+        if any(name == known or (isinstance(known, tuple) and name in known) for known in models):
             return task
     return None
 

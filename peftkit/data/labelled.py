@@ -81,11 +81,11 @@ def _first_tokens(parts: Sequence[str], spans: Sequence[tuple[int, int]]) -> dic
     """The place of each word's first token, and the word; words are read as in running text."""
     ends = list(accumulate(len(part) + 1 for part in parts))
     found: dict[int, int] = {}
+    last = -1
     for place, (start, end) in enumerate(spans):
-        if end > start:  # else it is the tokenizer's own
-            word = bisect_right(ends, end - 1)
-            if word not in found.values():
-                found[place] = word
+        word = bisect_right(ends, end - 1)
+        if end > start and word > last:  # an empty span is the tokenizer's own
+            found[place] = last = word
     return found
 
 

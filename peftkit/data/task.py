@@ -20,8 +20,8 @@ HIDDEN_SHARE = 0.15
 """Share of a text's tokens that masked language models predict (Devlin et al., 2019)."""
 KEPT, SWAPPED = 0.1, 0.1
 """Of the tokens to predict, those shown as they are and those shown as a random other one."""
-ROWS = ("classification", "multi-label", "regression", "embedding")
-"""Tasks that decide once a row, whatever its length."""
+WRITES = ("causal-lm", "seq2seq")
+"""Tasks whose answer is a text, which must end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from peftkit.evaluate.evaluation import Evaluation
@@ -24,7 +25,6 @@ SHARES = {
     "recall_at_1": "recall of the matching text at rank 1",
 }
 """Shares of rows that went right, which tell more than a loss, and what they are called."""
-Say = Callable[[Mapping[str, float], int, str], str]
 
 
 def compare(base: Evaluation, adapted: Evaluation, *, seed: int) -> dict[str, dict[str, float]]:
@@ -74,14 +74,14 @@ def judge(
         helped = _direction(change, better=-1)
     if rows < FEWEST:
         helped = "unclear"
-    say = _say_loss(unit) if name == "loss" else _say_share(SHARES[name])
     opening = {
         "yes": "the adapter helped",
         "no": "the adapter made it worse",
         "unclear": "no clear effect",
     }[helped]
     few = f"; {rows} are too few to be sure, {FEWEST} would do" if rows < FEWEST else ""
-    return {"helped": helped, "sentence": f"{opening}: {say(change, rows, where)}{few}"}
+    said = _say(name, unit, change, f"{rows} {where} rows")
+    return {"helped": helped, "sentence": f"{opening}: {said}{few}"}
 
 
 def _direction(change: Mapping[str, float], *, better: int) -> str:
@@ -91,23 +91,14 @@ def _direction(change: Mapping[str, float], *, better: int) -> str:
     return "no" if high < 0 else "unclear"
 
 
-def _say_share(what: str) -> Say:
-    def say(change: Mapping[str, float], rows: int, where: str) -> str:
-        return (
-            f"{what} on {rows} {where} rows went from {100 * change['base']:.1f} % to "
-            f"{100 * change['adapted']:.1f} % (95 % interval of the change: "
-            f"{100 * change['low']:+.1f} to {100 * change['high']:+.1f} points)"
-        )
-
-    return say
-
-
-def _say_loss(unit: str) -> Say:
-    def say(change: Mapping[str, float], rows: int, where: str) -> str:
-        return (
-            f"loss per {unit} on {rows} {where} rows went from {change['base']:.3f} to "
-            f"{change['adapted']:.3f} (95 % interval of the change: "
-            f"{change['low']:+.3f} to {change['high']:+.3f})"
-        )
-
-    return say
+def _say(name: str, unit: str, change: Mapping[str, float], rows: str) -> str:
+    """How one figure went, on so many rows, with the interval of its change."""
+    if name == "loss":
+        what, each, after = f"loss per {unit}", "{:.3f}", "{:+.3f} to {:+.3f}"
+        figures = change
+    else:
+        what, each, after = SHARES[name], "{:.1f} %", "{:+.1f} to {:+.1f} points"
+        figures = {key: 100 * value for key, value in change.items()}
+    went = f"{each.format(figures['base'])} to {each.format(figures['adapted'])}"
+    interval = after.format(figures["low"], figures["high"])
+    return f"{what} on {rows} went from {went} (95 % interval of the change: {interval})"

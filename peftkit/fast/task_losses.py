@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch.nn.functional import (
@@ -36,7 +37,8 @@ def outputs_of(model: Any, batch: Batch) -> Tensor:
     if batch.task.name == "seq2seq":
         shifted = model.prepare_decoder_input_ids_from_labels(batch.targets)
         settings["decoder_input_ids"] = shifted
-    if "use_cache" in inspect.signature(unwrap(model).forward).parameters:
+    kind: Any = type(unwrap(model))
+    if _takes_cache(kind):
         settings["use_cache"] = False  # a block that runs again would find its own keys there
     found = model(input_ids=batch.inputs, **settings)
     size = batch.inputs.shape[1]  # what an adapter puts before the text comes first
@@ -44,6 +46,12 @@ def outputs_of(model: Any, batch: Batch) -> Tensor:
         return average(found.last_hidden_state[:, -size:], batch.mask)
     scores: Tensor = found.logits
     return (scores[:, -size:] if batch.task.name in A_TOKEN else scores).float()
+
+
+@cache  # the same for every step
+def _takes_cache(kind: Any) -> bool:
+    """Whether models of this class remember keys and values, and may be told not to."""
+    return "use_cache" in inspect.signature(kind.forward).parameters
 
 
 def losses_of(outputs: Tensor, batch: Batch) -> Tensor:

@@ -129,7 +129,7 @@ def finetune(
         _say_what_is_there(prepared, watch)
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
-        model = load_adapted(recipe, setup, () if checkpoint else _opening(setup))
+        model = load_adapted(recipe, setup, fresh=checkpoint is None)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)
@@ -166,10 +166,11 @@ def _refuse_several(recipe: Recipe, processes: Processes) -> None:
         )
 
 
-def load_adapted(recipe: Recipe, setup: Setup, documents: Sequence[Sequence[int]] = ()) -> Any:
+def load_adapted(recipe: Recipe, setup: Setup, *, fresh: bool = False) -> Any:
     """The base with the recipe's fresh adapter, above the frozen one it may name.
 
-    It may start from `documents`; one that goes on, or is told its numbers, needs none.
+    A `fresh` one may start from documents, or from what quantizing rounded away; one that goes on,
+    or is told its numbers, does not.
     """
     base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
     model = attach_over(
@@ -178,10 +179,10 @@ def load_adapted(recipe: Recipe, setup: Setup, documents: Sequence[Sequence[int]
         setup.below,
         seed=recipe.seed,
         base=setup.origin.name,
-        documents=documents,
+        documents=_opening(setup) if fresh else (),
         tokenizer=setup.tokenizer,
     )
-    if documents and getattr(recipe.adapter, "variant", None) == "loftq":
+    if fresh and getattr(recipe.adapter, "variant", None) == "loftq":
         start_on_rounding(model, source_tensors(setup.origin))
     return model
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftkit.base.upstream import quiet
+from peftkit.data.task import WRITES
 from peftkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def encode_turns(target: Target, turns: Sequence[dict[str, str]]) -> list[int]:
 
 
 def _refuse_what_writes_nothing(target: Target) -> None:
-    if target.section.task not in ("causal-lm", "seq2seq"):
+    if target.section.task not in WRITES:
         raise RecipeError(
             f"`{target.base.origin.name}` does {target.section.task} here, and writes no text",
             hint="`peftkit evaluate TARGET --data FILE` says what it makes of rows",

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data.task import WRITES
 from peftkit.pipeline.setup import set_up
 
 if TYPE_CHECKING:
     from peftkit.data.example import Example
     from peftkit.pipeline.setup import Setup
     from peftkit.recipe.schema import Recipe
-
-
-WRITES = ("causal-lm", "seq2seq")
-"""Tasks whose answer is a text, which must end."""
 
 
 def preview(recipe: Recipe, rows: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from peftkit.data.draft import Encoder
 from peftkit.data.prepare import Data, prepare_data
 from peftkit.data.task import Task, describe_task, settle_labels
 from peftkit.errors import RecipeError
+from peftkit.evaluate.metrics import FIGURES
 from peftkit.fast.refusals import unwrap
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 from peftkit.recipe.sections.base import LABELLED
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
     from peftkit.recipe.sections.base import BaseSection
     from peftkit.recipe.sections.data import DataSection
-
-DECIDES = (*LABELLED, "regression", "embedding")
-"""Tasks whose outputs are as many as labels, and not as many as words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +118,15 @@ def make_encoder(
     base: BaseSection, section: DataSection, tokenizer: Any, stops: frozenset[int]
 ) -> Encoder:
     """How rows become tokens for a base and its task."""
-    labels = () if base.labels == "auto" else base.labels
     length, policy = section.max_length, section.too_long
-    return Encoder(tokenizer, stops, length, policy, base.task, labels)
+    return Encoder(tokenizer, stops, length, policy, base.task, base.names)
 
 
 def task_of(base: BaseSection, origin: Origin, tokenizer: Any) -> Task:
     """What rows ask of a base whose labels are settled."""
-    labels = () if base.labels == "auto" else base.labels
     told = "token_type_ids" in tokenizer.model_input_names
     typed = told and read_json(origin).get("type_vocab_size", 0) > 1
-    return describe_task(base.task, tokenizer, labels=labels, typed=typed)
+    return describe_task(base.task, tokenizer, labels=base.names, typed=typed)
 
 
 def _find_labels(base: BaseSection, data: Data) -> tuple[str, ...] | str:
@@ -176,9 +172,8 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     model = shape_of(base, origin)
     base_parameters = sum(p.numel() for p in model.parameters())
     shape = shape_of_config(model.config, base_parameters)
-    if base.task in DECIDES:
-        labels = 1 if base.labels == "auto" else len(base.labels)
-        shape = replace(shape, vocabulary=labels)
+    if base.task in FIGURES:  # its outputs are as many as labels, and not as many as words
+        shape = replace(shape, vocabulary=max(1, len(base.names)))
     if recipe.base.quantize != "none":
         few = packed_bytes(recipe.base)
         shape = replace(shape, packed=count_packed(model), packed_bytes=few)

@@ -13,10 +13,9 @@ from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.fold import fold
 from peftkit.adapters.several import use
 from peftkit.adapters.stack import FOUND, OWN, find_adapter, line_up, load_placed
-from peftkit.adapters.store import CONFIG
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.tokens import added_tokens
-from peftkit.adapters.verify import check_adapter_name
+from peftkit.adapters.verify import CONFIG_FILE, check_adapter_name
 from peftkit.base.load import load_base, stop_ids
 from peftkit.base.machine import choose_device
 from peftkit.base.tasks import NEW_HEAD
@@ -76,7 +75,7 @@ def open_target(
     folder = Path(name).expanduser()
     recipe = _recipe_of(folder)
     first = folder / "adapter" if recipe else folder
-    own = [first] if recipe or (folder / CONFIG).exists() else []
+    own = [first] if recipe or (folder / CONFIG_FILE).exists() else []
     section = (
         _locked_base(folder, recipe)
         if recipe
@@ -85,7 +84,7 @@ def open_target(
         else _named_base(name)
     )
     for path in own:
-        if not (path / CONFIG).exists():
+        if not (path / CONFIG_FILE).exists():
             raise InputError(f"`{name}` holds no adapter yet", hint="its run has not finished")
     placed = line_up([*((OWN, path) for path in own), *name_adapters(adapters)])
     section = _for_their_task(section, placed) if placed else _as_asked(section, like)
@@ -177,8 +176,6 @@ def _as_asked(section: BaseSection, like: BaseSection | None) -> BaseSection:
 
 def _for_their_task(section: BaseSection, placed: Sequence[Placed]) -> BaseSection:
     """The base as `task.json` wants it: of the target's own adapter, or else of the topmost."""
-    if not placed:
-        return section
     own = next((each for each in placed if each.name == OWN), placed[-1])
     found = read_task(own.folder)
     labels = tuple(found["labels"]) or "auto"
@@ -187,13 +184,13 @@ def _for_their_task(section: BaseSection, placed: Sequence[Placed]) -> BaseSecti
 
 def _base_of(folder: Path, name: str) -> BaseSection:
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except ValueError as problem:
-        raise InputError(f"`{name}/{CONFIG}` is not JSON: {problem}") from None
+        raise InputError(f"`{name}/{CONFIG_FILE}` is not JSON: {problem}") from None
     base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
     if not isinstance(base, str) or not base:
         raise InputError(
-            f"`{name}/{CONFIG}` does not say which base it is for",
+            f"`{name}/{CONFIG_FILE}` does not say which base it is for",
             hint=f"`peftkit generate BASE --adapter {name}` names it",
         )
     own = values.get("peft_type") in OWN_TYPES  # its numbers replace the base's, digit for digit

@@ -76,6 +76,11 @@ class BaseSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the base; `auto`: bfloat16 where the machine is fast in it, else float32."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels, where they are named or settled; none yet where they are `auto`."""
+        return () if self.labels == "auto" else self.labels
+
     @model_validator(mode="after")
     def _labels_where_there_are_any(self) -> Self:
         if self.labels == "auto":
