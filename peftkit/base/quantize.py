@@ -56,7 +56,7 @@ def quantization(
             f"`{origin.name}` is quantized already, as its config.json says",
             hint="`--set base.quantize=none` takes it as it is",
         )
-    _import_bitsandbytes(section.quantize)
+    require_bitsandbytes("base.quantize", section.quantize)
     return {"quantization_config": _settings(section, _new_head(section, config)), **placed}
 
 
@@ -82,13 +82,18 @@ def _settings(section: BaseSection, kept: list[str] | None) -> Any:
     )
 
 
-def _import_bitsandbytes(quantize: str) -> None:
+def require_bitsandbytes(key: str, asked: str, otherwise: str = "none") -> None:
+    """Say so where what a recipe asks for needs bitsandbytes, and it is not there.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
     try:
-        import bitsandbytes  # noqa: F401 - transformers takes it from there
+        import bitsandbytes  # noqa: F401 - what needs it takes it from there
     except ImportError:
         raise RecipeError(
-            f"base.quantize: {quantize} needs bitsandbytes, which is not installed",
-            hint="`pip install 'peftkit[quantize]'`, or `--set base.quantize=none`",
+            f"{key}: {asked} needs bitsandbytes, which is not installed",
+            hint=f"`pip install 'peftkit[quantize]'`, or `--set {key}={otherwise}`",
         ) from None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from peftkit.base.quantize import require_bitsandbytes
 from peftkit.base.targets import explain_experts
 from peftkit.data.batch import Layout, collate, flatten, make_update
 from peftkit.data.task import CAUSAL, Task
@@ -83,6 +84,8 @@ class Choices:
     """Whether norms keep their input alone."""
     optimizer: bool = False
     """Whether AdamW works on one buffer."""
+    paged: bool = False
+    """Whether the moments of AdamW may leave the GPU."""
     compile: bool = False
     """Whether blocks train compiled."""
     recomputed: int = 0
@@ -107,6 +110,8 @@ class Choices:
         for name in PATHS:
             if name not in on:
                 yield f"{name} is off: {why[name]}"
+        if self.paged:
+            yield f"AdamW's moments may leave the GPU: {why['paged']}"
         if self.recomputed:
             yield f"{self.recomputed} blocks run again for the backward pass: {why['recompute']}"
         yield f"{self.threads} CPU thread(s): {why['threads']}"
@@ -133,6 +138,7 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     head, why["head"] = choose_head(model, fast, first)
     frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
     rows, recomputed, why["recompute"] = _choose_memory(recipe, setup, plan, model, head)
+    paged, why["paged"] = _choose_pages(recipe, setup)
     choices = Choices(
         threads=1,
         dtype=setup.dtype,
@@ -147,6 +153,7 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
         norm=norm,
         frozen=frozen,
         optimizer=fast.optimizer != "off",
+        paged=paged,
         recomputed=recomputed,
     )
     why["optimizer"] = "one buffer for all" if choices.optimizer else "`train.fast.optimizer: off`"
@@ -200,6 +207,23 @@ def _choose_frozen(recipe: Recipe, plan: Plan, model: Any, batch: Batch) -> tupl
         limit = f"PEFTKIT_CACHE_GIB is {cache_limit() / 2**30:g}"
         return False, f"the cache has no room for {show_bytes(needed)} of states ({limit})"
     return True, f"{why}; their states take {show_bytes(needed)} of disk"
+
+
+def _choose_pages(recipe: Recipe, setup: Setup) -> tuple[bool, str]:
+    """Whether the moments of AdamW may leave the GPU, and why."""
+    chosen, cuda = recipe.train.optimizer, setup.device.type == "cuda"
+    if chosen == "paged-adamw":
+        if not cuda:
+            raise RecipeError(
+                f"train.optimizer: paged-adamw, but this run is on {setup.device.type}: only a "
+                "CUDA GPU has pages to move",
+                hint="`--set train.optimizer=auto`",
+            )
+        require_bitsandbytes("train.optimizer", chosen, "adamw")
+        return True, f"`train.optimizer: {chosen}`"
+    if chosen == "auto" and cuda and recipe.base.quantize != "none":
+        return True, "the base is quantized, so memory is scarce"
+    return False, f"`train.optimizer: {chosen}`"
 
 
 def _choose_memory(

@@ -65,6 +65,7 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
         parameters,
         weight_decay=job.recipe.train.weight_decay,
         flat=job.choices.optimizer,
+        paged=job.choices.paged,
         factors=rate_factors(job.recipe.adapter, parameters),
     )
     processes = job.processes

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import Parameter
 
+from peftkit.train.paged import PagedAdamW, moment_like
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -32,14 +34,16 @@ def make_optimizer(
     *,
     weight_decay: float,
     flat: bool = True,
+    paged: bool = False,
     factors: Mapping[str, float] = MappingProxyType({}),
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW whose learning rate the loop sets; vectors (biases, norms) never decay.
 
     Args:
         parameters: what trains, by name.
         weight_decay: of matrices.
         flat: whether the parameters of a group share one buffer.
+        paged: whether a GPU that runs out of memory may move the moments to the host.
         factors: how many times the learning rate of the step a parameter learns at, by name; 1
             where a name is left out. Parameters of one factor share a group.
     """
@@ -57,6 +61,8 @@ def make_optimizer(
                 FACTOR: factor,
             }
         )
+    if paged:
+        return PagedAdamW(groups, betas=BETAS)
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=flat)
 
 
@@ -94,7 +100,8 @@ def write_moments(
             state[kind] = value.clone()  # of its own, not of the file
             continue
         if kind not in state:
-            state[kind] = torch.zeros_like(leaf, memory_format=torch.preserve_format)
+            paged = isinstance(optimizer, PagedAdamW)
+            state[kind] = moment_like(leaf) if paged else torch.zeros_like(leaf)
         _part(state[kind], leaf, parameters[name]).copy_(value)
 
 

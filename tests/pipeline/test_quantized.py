@@ -95,6 +95,16 @@ def test_a_run_on_8_bits_learns(recipe: Path, tmp_path: Path) -> None:
     assert len(packed_layers(open_target(str(run.path)).model)) == 14
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here there are pages to move")
+def test_pages_are_refused_where_there_are_none(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="only a CUDA GPU has pages to move") as refusal:
+        peftkit.finetune(
+            recipe, out=tmp_path / "run", set={**QLORA, "train.optimizer": "paged-adamw"}
+        )
+    assert refusal.value.hint == "`--set train.optimizer=auto`"
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
 def test_norms_of_a_quantized_base_learn(recipe: Path, tmp_path: Path) -> None:
     run = peftkit.finetune(
         recipe,

@@ -80,6 +80,9 @@ class TrainSection(Section):
     """How the learning rate moves after warm-up."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises."""
+    optimizer: Literal["auto", "adamw", "paged-adamw"] = "auto"
+    """Paged, a GPU short of memory moves AdamW's moments to the host; `auto` does so over a
+    quantized base."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decay of matrices only; biases and norms never decay."""
     max_grad_norm: PositiveNumber = 1.0

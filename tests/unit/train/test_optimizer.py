@@ -128,3 +128,56 @@ def test_an_optimizer_that_forgot_goes_elsewhere() -> None:
     update(parameters, optimizer, 1)
     update(again, other, 1)
     assert not torch.allclose(again["a.weight"], parameters["a.weight"], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_paged_takes_the_updates_of_plain(*, flat: bool) -> None:
+    paged, plain = make_parameters(), make_parameters()
+    one = make_optimizer(paged, weight_decay=0.1, flat=flat, paged=True, factors=FASTER)
+    other = make_optimizer(plain, weight_decay=0.1, flat=False, factors=FASTER)
+    for seed in range(6):
+        update(paged, one, seed)
+        update(plain, other, seed)
+    for name, parameter in paged.items():
+        assert torch.allclose(parameter, plain[name], rtol=1e-5, atol=1e-6), name
+        assert not torch.equal(parameter, make_parameters()[name])
+
+
+def test_paged_goes_on_from_what_plain_remembers_and_back() -> None:
+    plain, paged = make_parameters(), make_parameters()
+    one = make_optimizer(plain, weight_decay=0.1)
+    other = make_optimizer(paged, weight_decay=0.1, paged=True)
+    for seed in range(3):
+        update(plain, one, seed)
+    moments = read_moments(one, plain)
+    write_moments(other, paged, moments)
+    again = read_moments(other, paged)
+    assert again.keys() == moments.keys()
+    assert all(torch.equal(again[name], moments[name]) for name in moments)
+    for name, parameter in paged.items():
+        parameter.data.copy_(plain[name])
+    update(plain, one, 3)
+    update(paged, other, 3)
+    for name, parameter in paged.items():
+        assert torch.allclose(parameter, plain[name], rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.gpu
+def test_paged_moments_lie_in_pages_and_the_updates_stay_the_same() -> None:
+    wide = (512, 512)  # above the size from which moments are paged
+    paged = {"a.weight": Parameter(torch.ones(wide, device="cuda"))}
+    plain = {"a.weight": Parameter(torch.ones(wide, device="cuda"))}
+    one = make_optimizer(paged, weight_decay=0.1, paged=True)
+    other = make_optimizer(plain, weight_decay=0.1)
+    for seed in range(4):
+        gradient = torch.randn(wide, generator=torch.Generator().manual_seed(seed)).cuda()
+        for parameters, optimizer in ((paged, one), (plain, other)):
+            parameters["a.weight"].grad.copy_(gradient)  # type: ignore[union-attr]
+            set_rate(optimizer, 0.01)
+            optimizer.step()
+    (state,) = one.state.values()
+    assert state["exp_avg"].is_paged
+    assert torch.allclose(paged["a.weight"], plain["a.weight"], rtol=1e-5, atol=1e-6)
+    moments = read_moments(other, plain)
+    for name, moment in read_moments(one, paged).items():
+        assert torch.allclose(moment.cpu(), moments[name].cpu(), rtol=1e-4, atol=1e-7), name
