@@ -116,13 +116,34 @@ def _tags(documents: Sequence[Example], task: Task, _: Any) -> dict[str, Any]:
 
 def _alike(documents: Sequence[Example], *_: Any) -> dict[str, Any]:
     """All anchors, then all positives, then the negatives of the rows that have one."""
-    texts = [
-        np.split(document.tokens, np.cumsum(document.parts)[:-1])[place]
-        for place in range(3)
-        for document in documents
-        if place < len(document.parts)
+    texts = [text for part in _texts(documents) for text in part]
+    return {"texts": texts, "targets": tell_apart(documents)}
+
+
+def tell_apart(documents: Sequence[Example]) -> Tensor:
+    """What each anchor is to make of every positive and then of every negative.
+
+    (rows, others): 1 for its own positive, 0 for what is another text, and `IGNORED` where one row
+    says that two texts are alike and a second would deny it: another row's positive that is the
+    same text as its own or as the anchor, or that belongs to the same anchor.
+    """
+    numbers: dict[bytes, int] = {}
+    anchors, positives, negatives = [
+        np.array([numbers.setdefault(text.tobytes(), len(numbers)) for text in part], np.int64)
+        for part in _texts(documents)
     ]
-    return {"texts": texts, "targets": torch.arange(len(documents))[:, None]}
+    own, others = positives[:, None], np.concatenate([positives, negatives])[None]
+    alike = (others == own) | (others == anchors[:, None])
+    alike[:, : len(anchors)] |= anchors[None] == anchors[:, None]
+    targets = np.where(alike, IGNORED, 0)
+    np.fill_diagonal(targets, 1)
+    return torch.from_numpy(targets)
+
+
+def _texts(documents: Sequence[Example]) -> list[list[NDArray[Any]]]:
+    """All anchors, all positives, and the negatives of the rows that have one."""
+    split = [np.split(each.tokens, np.cumsum(each.parts)[:-1]) for each in documents]
+    return [[texts[place] for texts in split if place < len(texts)] for place in range(3)]
 
 
 def _whole(documents: Sequence[Example]) -> list[NDArray[Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from peftkit.data.batch import collate_task
+from peftkit.data.padded import tell_apart
 from peftkit.evaluate.losses import (
     BATCH_TOKENS,
     RowLosses,
@@ -86,7 +87,7 @@ def _predict_alike(model: Any, examples: Sequence[Example], task: Task, pad_id: 
             (part, indices[row]): vector for (part, row), vector in zip(kept, found, strict=True)
         }
     together = torch.stack([vectors[place] for place in sorted(vectors)])
-    targets = torch.arange(len(examples), device=device)[:, None]
+    targets = tell_apart(examples).to(device)
     losses = LOSSES[task.name](together, targets).double()[:, 0].cpu().numpy()
-    cosines = compare_texts(together, len(examples))[:, : len(examples)]
+    cosines = compare_texts(together, targets)[:, : len(examples)]
     return Predictions(losses, list(cosines.double().cpu().numpy()))

@@ -68,9 +68,14 @@ def average(states: Tensor, mask: Tensor | None) -> Tensor:
     return normalize(means, dim=-1)
 
 
-def compare_texts(vectors: Tensor, rows: int) -> Tensor:
-    """(rows, others) cosines of each anchor with every positive, then with every negative."""
-    return vectors[:rows] @ vectors[rows:].T
+def compare_texts(vectors: Tensor, targets: Tensor) -> Tensor:
+    """(rows, others) cosines of each anchor with every positive, then with every negative.
+
+    Minus infinity where `targets` says that the two are not to be compared.
+    """
+    rows = len(targets)
+    cosines = vectors[:rows] @ vectors[rows:].T
+    return cosines.masked_fill(targets == IGNORED, float("-inf"))
 
 
 def _each_class(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -93,8 +98,9 @@ def _each_value(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _each_anchor(outputs: Tensor, targets: Tensor) -> Tensor:
-    cosines = compare_texts(outputs, len(targets))
-    return cross_entropy(cosines / TEMPERATURE, targets[:, 0], reduction="none")[:, None]
+    own = targets.argmax(1)
+    cosines = compare_texts(outputs, targets)
+    return cross_entropy(cosines / TEMPERATURE, own, reduction="none")[:, None]
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -156,9 +156,26 @@ def test_anchors_are_batched_before_positives(framing: Any) -> None:
     assert [example.parts for example in examples] == [(3, 4), (3, 3, 3)]
     batch = collate_task(examples, Task("embedding"), 0)
     assert batch.inputs[:, 1].tolist() == [5, 8, 6, 9, 10]
-    assert batch.targets.tolist() == [[0], [1]]
+    assert batch.targets.tolist() == [[1, 0, 0], [0, 1, 0]]
     (negated,), _ = build(rows[1:], framing, "embedding")
     assert collate_task([negated], Task("embedding"), 0).inputs[:, 1].tolist() == [8, 9, 10]
+
+
+def test_texts_that_are_alike_elsewhere_are_not_told_apart(framing: Any) -> None:
+    rows = [
+        {"anchor": "a", "positive": "b", "negative": "e"},
+        {"anchor": "a", "positive": "c", "negative": "d"},  # the same anchor
+        {"anchor": "d", "positive": "b", "negative": "b"},  # the first one's positive
+        {"anchor": "b", "positive": "e", "negative": "a"},  # an anchor that is a positive
+    ]
+    examples, _ = build(rows, framing, "embedding")
+    targets = collate_task(examples, Task("embedding"), 0).targets
+    assert targets.tolist() == [
+        [1, IGNORED, IGNORED, 0, 0, 0, IGNORED, IGNORED],
+        [IGNORED, 1, 0, 0, 0, 0, 0, IGNORED],
+        [IGNORED, 0, 1, 0, 0, IGNORED, IGNORED, 0],
+        [IGNORED, 0, IGNORED, 1, IGNORED, 0, IGNORED, 0],
+    ]
 
 
 def test_a_source_is_read_and_a_target_written(tokenizer: Any) -> None:
