@@ -61,7 +61,8 @@ def main() -> None:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     said = (
         f"From {' and '.join(f'`{name}`' for name in names)}: accuracy in percent on test rows, "
-        "median and range of the seeds; trainable parameters and speed as a share of full fine-tuning's."
+        "median and range of the seeds; trainable parameters and speed as a share of full "
+        "fine-tuning's."
     )
     for page in (HERE / "README.md", PAGE):
         above, _, rest = page.read_text(encoding="utf-8").partition(MARK)

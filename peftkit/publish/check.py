@@ -12,6 +12,7 @@ from peftkit.adapters.verify import DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.errors import InputError
 from peftkit.publish.redact import secrets_in
 from peftkit.publish.tree import CARD, PUBLISHED, RECORDS
+from peftkit.report import tolerant
 from peftkit.report.scrub import paths_in
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _ADVICE = (
         "has no public name",
         "name the base's hub id with `--base ORG/NAME`, or publish without `--public`",
     ),
+    ("random weights", "train it on the pretrained base: `--set base.weights=pretrained`"),
     (f"{CARD}: ", f"delete adapter/{CARD}, and a card is made from the run"),
     ("", "train it anew with `peftkit finetune`, or get it from its author again"),
 )
@@ -49,7 +51,7 @@ def check_tree(tree: Tree, *, public: bool) -> tuple[str, ...]:
         InputError: the adapter does not verify, a file holds a secret or a path of this machine,
             the card is incomplete, or, in public, nobody else could load the base.
     """
-    problems = [*_adapter(tree), *_card(tree)]
+    problems = [*_adapter(tree), *_card(tree), *_base(tree)]
     for name in tree.files:
         problems += _leaks(tree.folder / name, name)
         if name not in PUBLISHED:
@@ -80,6 +82,14 @@ def _adapter(tree: Tree) -> list[str]:
     except InputError as error:
         return list(error.problems) or [error.message]
     return []
+
+
+def _base(tree: Tree) -> Iterator[str]:
+    """An adapter is worth nothing without the weights that it was trained on."""
+    recipe = tolerant.table(tolerant.read_json(tree.folder / "peftkit/recipe.resolved.json").value)
+    base, method = (tolerant.table(recipe.get(name)) for name in ("base", "adapter"))
+    if base.get("weights") == "random" and method.get("method") != "full":
+        yield "it was trained on random weights (`base.weights: random`), which nobody else has"
 
 
 def metadata(card: str) -> dict[str, object] | None:

@@ -28,6 +28,11 @@ _GROW = (
     "rows = base.get_input_embeddings().num_embeddings",
     "base.resize_token_embeddings(max(rows, len(tokenizer)))  # the adapter brings new tokens",
 )
+_FILL = (
+    "if tokenizer.pad_token is None:",
+    "    tokenizer.pad_token = tokenizer.eos_token",
+    "base.config.pad_token_id = tokenizer.pad_token_id  # texts of a batch are filled up with it",
+)
 NAMED = 100
 """Labels that are named on a card; more of them are counted."""
 _WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
@@ -64,6 +69,7 @@ def how_to_load(
         f"base = {model}.from_pretrained({source}{revision}{_outputs(does)})",
         f"tokenizer = AutoTokenizer.from_pretrained({own})",
         *(_GROW if tokenizer and config.get("trainable_token_indices") else ()),
+        *(_FILL if config.get("task_type") == "SEQ_CLS" else ()),
         *_own_head(does),
         *_attach_above(kind, here, repo, below),
     ]

@@ -168,6 +168,21 @@ def test_other_files_stay_where_they_are(run: Path) -> None:
     assert SECRET not in everything(folder)
 
 
+@pytest.mark.parametrize(("method", "refused"), [("lora", True), ("full", False)])
+def test_an_adapter_of_random_weights_is_worth_nothing(
+    run: Path, method: str, *, refused: bool
+) -> None:
+    path = run / "recipe.resolved.json"
+    recipe = json.loads(path.read_text())
+    recipe["base"]["weights"] = "random"
+    recipe["adapter"]["method"] = method  # whose file has every parameter, if it is `full`
+    path.write_text(json.dumps(recipe))
+    if not refused:
+        publish(run, "me/chat", dry_run=True)
+        return
+    assert "trained on random weights" in reasons(run)
+
+
 def test_an_adapter_that_would_not_load_is_refused(run: Path) -> None:
     path = run / "adapter/adapter_model.safetensors"
     tensors = load_file(path)

@@ -194,6 +194,14 @@ def test_a_tokenizer_of_its_own_is_the_one_that_is_loaded(run: Path) -> None:
     assert 'AutoTokenizer.from_pretrained("me/chat")' in code(build_card(run, repo="me/chat"))
 
 
+def test_a_classifier_of_batches_knows_what_fills_them_up(run: Path) -> None:
+    assert "pad_token" not in code(build_card(run))
+    edit(run, "adapter/adapter_config.json", lambda config: config.update(task_type="SEQ_CLS"))
+    lines = code(build_card(run))
+    attach, fill = lines.index("PeftModel.from_"), lines.index("base.config.pad_token_id =")
+    assert lines.index("tokenizer = ") < fill < attach
+
+
 def test_new_tokens_need_a_base_that_has_been_resized(run: Path) -> None:
     assert "resize_token_embeddings" not in code(build_card(run))
     (run / "adapter/tokenizer_config.json").write_text("{}")
