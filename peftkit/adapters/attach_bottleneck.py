@@ -46,10 +46,8 @@ def attach_bottleneck(model: Any, section: BottleneckSection) -> Any:
 
 def _places(model: Any, variant: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the modules that carry adapters, and longer ones that do not."""
-    if variant == "parallel":
-        return whole_mlp(model).names, ()
-    mlp = after_mlp(model)
-    if variant == "pfeiffer":
+    mlp = whole_mlp(model) if variant == "parallel" else after_mlp(model)
+    if variant != "houlsby":
         return mlp.names, mlp.without
     attention = after_attention(model).names
     return (*attention, *mlp.names), tuple(n for n in mlp.without if n not in attention)

@@ -7,6 +7,7 @@ this module stops at such an adapter with `KeyError: 'BOTTLENECK'`.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +80,14 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_dropout", "scaling", "activation", "parallel")
+    residual = "input_tensor"
+    """What the end of an MLP in BERT and its kin calls the MLP's input, which it adds at last."""
 
     def __init__(self, base_layer: Any, name: str, config: Any, *, width: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.width = width
+        self.adds_input = self.residual in inspect.signature(base_layer.forward).parameters
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_dropout = nn.ModuleDict()
@@ -113,17 +117,25 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, *given: Any, **settings: Any) -> Any:
         """What the module gives, and what each active adapter makes of it or of its input."""
-        output = self.base_layer(*given, **settings)
         active = [name for name in self.active_adapters if name in self.bottleneck_down]
         if self.disable_adapters or not active:
-            return output
-        states = output[0] if isinstance(output, tuple) else output
+            return self.base_layer(*given, **settings)
+        beside = [name for name in active if self.parallel[name]]
+        after = [name for name in active if not self.parallel[name]]
         inputs = given[0] if given else settings["hidden_states"]
-        changed = states
-        for name in active:
-            change = self._pass_through(name, inputs if self.parallel[name] else states)
-            changed = changed + change.to(states.dtype)
+        if self.adds_input:
+            inputs, source = given
+            given, beside = (inputs, self._add(source, beside, source)), []
+        output = self.base_layer(*given, **settings)
+        states = output[0] if isinstance(output, tuple) else output
+        changed = self._add(self._add(states, beside, inputs), after, states)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def _add(self, states: Tensor, names: list[str], inputs: Tensor) -> Tensor:
+        """The states and what some adapters make of the inputs."""
+        for name in names:
+            states = states + self._pass_through(name, inputs).to(states.dtype)
+        return states
 
     def _pass_through(self, name: str, states: Tensor) -> Tensor:
         down: Any = self.bottleneck_down[name]

@@ -39,6 +39,8 @@ MLP_OUTPUTS = (
 """What families call the last layer of an MLP that is not a mixture of experts."""
 MLPS = tuple(Place((name,)) for name in ("mlp", "ffn", "block_sparse_moe", "DenseReluDense"))
 """What families call an MLP or a mixture of experts, where it is one module."""
+MLP_ENDS = Place(("output",), ("attention.output", "crossattention.output"))
+"""What BERT and its kin call the end of an MLP, which is given the MLP's input to add to it."""
 
 
 def after_attention(model: Any) -> Place:
@@ -52,8 +54,8 @@ def after_mlp(model: Any) -> Place:
 
 
 def whole_mlp(model: Any) -> Place:
-    """The MLP of every block, from its inputs to its outputs."""
-    found = _find(model, MLPS)
+    """The MLP of every block, or the end of it that is given its input once more."""
+    found = _find(model, (*MLPS, MLP_ENDS))
     if found is None:
         raise RecipeError(
             "adapter.variant: parallel stands beside an MLP that is one module, and in the blocks "
