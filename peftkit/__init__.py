@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftkit.merge.delta import Delta as Delta
     from peftkit.pipeline.api import finetune as finetune
     from peftkit.publish.publish import publish as publish
 
@@ -15,7 +16,11 @@ __version__ = "0.1.0"
 # peft imports bitsandbytes, which complains of a kernel that it does not need, and later on calls.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-LAZY = {"finetune": "peftkit.pipeline.api", "publish": "peftkit.publish.publish"}
+LAZY = {
+    "Delta": "peftkit.merge.delta",
+    "finetune": "peftkit.pipeline.api",
+    "publish": "peftkit.publish.publish",
+}
 """Where each name is; nothing heavy is imported until one is used."""
 
 

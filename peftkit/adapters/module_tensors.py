@@ -102,10 +102,19 @@ def _lora(
 
 def rank_of(config: Config, module: str) -> int:
     """The rank of one LoRA module: the first pattern that fits its name, or `r`."""
-    for name, rank in (config.get("rank_pattern") or {}).items():
+    return int(_fitting(config.get("rank_pattern"), module, config["r"]))
+
+
+def alpha_of(config: Config, module: str) -> float:
+    """The alpha of one LoRA module: the first pattern that fits its name, or `lora_alpha`."""
+    return float(_fitting(config.get("alpha_pattern"), module, config["lora_alpha"]))
+
+
+def _fitting(pattern: Mapping[str, float] | None, module: str, otherwise: float) -> float:
+    for name, value in (pattern or {}).items():
         if re.match(rf"(.*\.)?({name})$", module):
-            return int(rank)
-    return int(config["r"])
+            return value
+    return otherwise
 
 
 def _rotations(config: Config, into: int | None) -> Shape:

@@ -99,7 +99,7 @@ def verify_adapter(
     if found.config is not None:
         problems += config_problems(found.config)
         named = found.config.get("base_model_name_or_path")
-        problems += _other_base(named, base) if base is not None else []
+        problems += other_base(named, base) if base is not None else []
     if found.config is not None and not problems:
         problems += _tensor_problems(found.config, found.entries, _by_module(model_shapes))
     if not problems:
@@ -230,7 +230,7 @@ def links_out(folder: Path) -> list[str]:
     ]
 
 
-def _other_base(named: Any, base: str) -> list[str]:
+def other_base(named: Any, base: str) -> list[str]:
     """Why the adapter is not for `base`, where both are names that can be compared.
 
     One model lies on a hub under several owners, so the owner's part of a name does not count.

@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "Measure a run, an adapter or a base",
     "generate": "Write text with a base and its adapters",
     "chat": "Talk to a base and its adapters",
+    "merge": "Add and subtract adapters, exactly, and say what it cost",
     "publish": "Check an adapter, write its card and upload it",
     "recipes": "List, show, copy and validate the recipes that ship",
     "schema": "Print the JSON schema of a recipe",

@@ -1,0 +1,193 @@
+"""A `Delta` as an adapter folder that vanilla peft loads, with what it was made of beside it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import IA3Config, LoraConfig
+
+from peftkit.adapters.bottleneck import BottleneckConfig
+from peftkit.adapters.module_tensors import PREFIX
+from peftkit.adapters.task_file import TASK_FILE
+from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
+from peftkit.adapters.weights_file import write_weights
+from peftkit.disk.durable import whole_folder
+from peftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from peftkit.merge.delta import Delta
+    from peftkit.merge.other_changes import Network
+
+    Written = tuple[dict[str, Tensor], Any]
+
+MERGE_FILE = "merge.json"
+"""What the adapter is the sum of, and what cutting its rank cost."""
+ROOM = 1_048_576
+"""Bytes for names, configuration and `merge.json`."""
+
+
+def save_delta(delta: Delta, folder: str) -> None:
+    """Write the adapter; see `Delta.save`."""
+    exact = delta if delta.error.layers else delta.compress()
+    weights, config = _contents_of(exact)
+    weights |= exact.kept
+    config.base_model_name_or_path = exact.facts.get("base")
+    config.revision = exact.facts.get("revision")
+    config.inference_mode = True
+    needed = sum(w.numel() * 4 for w in weights.values()) + ROOM
+    with whole_folder(Path(folder), needed) as building:
+        kept = {name: tensor.float() for name, tensor in weights.items()}
+        write_weights(kept, building / WEIGHTS_FILE, {"format": "pt"})
+        config.save_pretrained(str(building))
+        if exact.kept and (task := exact.facts.get("task")):
+            (building / TASK_FILE).write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(describe(exact), indent=2) + "\n"
+        (building / MERGE_FILE).write_text(text, encoding="utf-8")
+        verify_adapter(building)
+
+
+def describe(delta: Delta) -> dict[str, Any]:
+    """What `merge.json` says."""
+    return {
+        "base": delta.facts.get("base"),
+        "revision": delta.facts.get("revision"),
+        "terms": [
+            {"name": each.name, "digest": each.digest, "weight": each.weight}
+            for each in delta.terms
+        ],
+        "ranks": {name: change.rank for name, change in delta.low.items()},
+        "error": {"relative": delta.error.relative, "layers": dict(delta.error.layers)},
+    }
+
+
+def _contents_of(delta: Delta) -> Written:
+    """The tensors and peft's configuration of them.
+
+    Raises:
+        InputError: what is left is nothing, or no adapter of one kind.
+    """
+    kinds = [name for name in KINDS if getattr(delta, name)]
+    if not kinds:
+        raise InputError(
+            "nothing is left to save: the terms cancel in every layer (rank 0)",
+            hint="look at the formula: it adds up to the base itself",
+        )
+    if len(kinds) > 1:
+        raise InputError(
+            f"it changes the base in {len(kinds)} ways ({', '.join(map(KINDS.get, kinds))}), "  # type: ignore[arg-type]
+            "and an adapter file holds one",
+            hint="leave out what is not needed, e.g. `delta.without('*norm*')`",
+        )
+    return WRITERS[kinds[0]](delta)
+
+
+def _lora(delta: Delta) -> Written:
+    weights: dict[str, Tensor] = {}
+    biases = _biases(delta)
+    for name, change in delta.low.items():
+        here = f"{PREFIX}{name}"
+        embedding = change.layer == "embedding"
+        ends = ("embedding_A", "embedding_B") if embedding else ("A.weight", "B.weight")
+        weights[f"{here}.lora_{ends[0]}"] = change.down
+        weights[f"{here}.lora_{ends[1]}"] = change.up
+        if biases and not embedding:
+            nothing = torch.zeros(change.shape[0])
+            weights[f"{here}.lora_B.bias"] = biases.get(name, nothing)
+    ranks = {name: change.rank for name, change in delta.low.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {name: rank for name, rank in ranks.items() if rank != usual}
+    config = LoraConfig(
+        task_type=delta.facts.get("task_type"),
+        r=usual,
+        lora_alpha=usual,  # so that the product of the factors is the change
+        rank_pattern=dict(others),
+        alpha_pattern=dict(others),
+        target_modules=list(ranks),
+        fan_in_fan_out=any(change.layer == "conv1d" for change in delta.low.values()),
+        lora_bias=bool(biases),
+        modules_to_save=delta.facts.get("modules_to_save") if delta.kept else None,
+    )
+    if delta.kept and (rows := delta.facts.get("trainable_token_indices")):
+        config.trainable_token_indices = rows
+    return weights, config
+
+
+def _biases(delta: Delta) -> dict[str, Tensor]:
+    """Biases of the updates, by module.
+
+    Raises:
+        InputError: other whole parameters change as well.
+    """
+    found = {name.removesuffix(".bias"): value for name, value in delta.dense.items()}
+    strange = [name for name in delta.dense if name.removesuffix(".bias") not in delta.low]
+    if strange:
+        raise InputError(
+            f"`{strange[0]}` changes as a whole, and {len(strange) - 1} more: LoRA has no place "
+            "for it",
+            hint="`delta.compress(rank=16)` makes factors of matrices; `delta.without(...)` leaves "
+            "out the rest",
+        )
+    return found
+
+
+def _ia3(delta: Delta) -> Written:
+    weights, inner = {}, []
+    for name, change in delta.scalings.items():
+        numbers = change.values + 1
+        shape = (1, -1) if change.inputs else (-1, 1)
+        weights[f"{PREFIX}{name}.ia3_l"] = numbers.reshape(shape)
+        if change.inputs:
+            inner.append(name)
+    task = delta.facts.get("task_type")
+    config = IA3Config(
+        task_type=task, target_modules=list(delta.scalings), feedforward_modules=inner
+    )
+    return weights, config
+
+
+def _bottleneck(delta: Delta) -> Written:
+    """One size for all, as the configuration has one: units that do nothing fill up the rest."""
+    size = max(network.size for network in delta.networks.values())
+    weights: dict[str, Tensor] = {}
+    for name, network in delta.networks.items():
+        here = f"{PREFIX}{name}.bottleneck"
+        weights |= {f"{here}_{end}": tensor for end, tensor in _filled(network, size).items()}
+    (settings,) = {network.settings for network in delta.networks.values()}
+    config = BottleneckConfig(
+        task_type=delta.facts.get("task_type"),
+        bottleneck_size=size,
+        target_modules=list(delta.networks),
+        **dict(settings),  # type: ignore[arg-type]  # as they were read
+    )
+    return weights, config
+
+
+def _filled(network: Network, size: int) -> dict[str, Tensor]:
+    more = size - network.size
+    return {
+        "down.weight": torch.nn.functional.pad(network.down, (0, 0, 0, more)),
+        "down.bias": torch.nn.functional.pad(network.down_bias, (0, more)),
+        "up.weight": torch.nn.functional.pad(network.up, (0, more)),
+        "up.bias": network.up_bias,
+    }
+
+
+KINDS: Mapping[str, str] = {
+    "low": "low-rank updates",
+    "scalings": "scaled inputs and outputs",
+    "networks": "networks",
+}
+WRITERS: Mapping[str, Callable[[Delta], Written]] = {
+    "low": _lora,
+    "scalings": _ia3,
+    "networks": _bottleneck,
+}
+"""What writes each kind of change."""

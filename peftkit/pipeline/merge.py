@@ -1,0 +1,102 @@
+"""`merge`: a formula over adapters, looked at before anything is written, saved with its error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from peftkit.errors import RecipeError, RunError
+from peftkit.merge.delta import Delta
+from peftkit.merge.expression import explain, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How low the ranks of a merged adapter shall be, and what that may cost."""
+
+    rank: int | None = None
+    energy: float | None = None
+    fail_above: float = 1.0
+    """Relative error from which nothing is saved."""
+
+
+def merge(
+    expression: str,
+    adapters: Mapping[str, str],
+    out: Path | None,
+    *,
+    cut: Cut = Cut(),
+    base: str | None = None,
+) -> dict[str, Any]:
+    """What the formula gives, and how its terms stand to each other; saved where `out` says.
+
+    Args:
+        expression: such as `chat + 0.7*code`.
+        adapters: where each name in it is.
+        out: the folder of the merged adapter; None only looks.
+        cut: of its ranks.
+        base: where the base is, for the kinds of adapters that need it.
+
+    Raises:
+        RecipeError: the formula cannot be read, or an adapter is not there.
+        InputError: an adapter is damaged or cannot be a term of a sum.
+        RunError: the cut costs more than it may.
+    """
+    weights = parse(expression, adapters)
+    if unused := [name for name in adapters if name not in weights]:
+        raise RecipeError(
+            f"`{unused[0]}` is given but not in the formula `{expression}`",
+            hint="put it in, or leave `--adapter` out",
+        )
+    terms = {name: Delta.load(adapters[name], base) for name in weights}
+    total = sum((weights[name] * terms[name] for name in weights), start=Delta())
+    merged = total.compress(rank=cut.rank, energy=cut.energy)
+    facts = {
+        "formula": explain(weights),
+        "terms": [_describe(name, weights[name], terms[name]) for name in weights],
+        "pairs": [_compare(one, other, terms) for one, other in combinations(weights, 2)],
+        "merged": _describe("merged", 1.0, merged),
+        "error": merged.error.relative,
+        "worst_layer": dict(zip(("name", "error"), merged.error.worst, strict=True)),
+        "out": str(out) if out else None,
+    }
+    if merged.error.relative > cut.fail_above:
+        raise RunError(
+            f"cutting the ranks loses {merged.error.relative:.3f} of the change, more than "
+            f"{cut.fail_above:g}: nothing was saved",
+            hint="a higher `--rank`, or none: the exact sum is an adapter too",
+        )
+    if out is not None:
+        merged.save(out)
+    return facts
+
+
+def _describe(name: str, weight: float, delta: Delta) -> dict[str, Any]:
+    ranks = list(delta.ranks.values())
+    return {
+        "name": name,
+        "weight": weight,
+        "norm": None if delta.networks else delta.norm,
+        "modules": len({*delta.low, *delta.scalings, *delta.networks}),
+        "ranks": [min(ranks), max(ranks)] if ranks else None,
+        "whole_parameters": len(delta.dense),
+        "travels_along": sorted(delta.kept),
+    }
+
+
+def _compare(one: str, other: str, terms: Mapping[str, Delta]) -> dict[str, Any]:
+    first, second = terms[one], terms[other]
+    overlaps = list(first.overlap(second).values())
+    comparable = not (first.networks or second.networks)
+    return {
+        "pair": [one, other],
+        "cosine": first.cosine(second) if comparable else None,
+        "sign_conflict": first.sign_conflict(second) if overlaps else None,
+        "overlap": sum(overlaps) / len(overlaps) if overlaps else None,
+        "shared_modules": len(overlaps),
+    }
