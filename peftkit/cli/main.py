@@ -29,6 +29,8 @@ COMMANDS = {
     "generate": "Write text with a base and its adapters",
     "chat": "Talk to a base and its adapters",
     "merge": "Add and subtract adapters, exactly, and say what it cost",
+    "fold": "Put an adapter into the weights of its base",
+    "extract": "Make an adapter of what a full fine-tune changed",
     "publish": "Check an adapter, write its card and upload it",
     "recipes": "List, show, copy and validate the recipes that ship",
     "schema": "Print the JSON schema of a recipe",

@@ -35,13 +35,17 @@ class BaseWeights:
         Raises:
             InputError: the base has no such parameter, or several could be meant.
         """
-        found = self._find(name)
+        found = self.find(name)
         with safe_open(self.files[found], framework="pt") as file:
             tensor: Tensor = file.get_tensor(found)
         return tensor
 
-    def _find(self, name: str) -> str:
-        """Its name in the files: some were saved without, or with, the model's first part."""
+    def find(self, name: str) -> str:
+        """The name of a parameter in the files: some lack the first part, or have one more.
+
+        Raises:
+            InputError: the base has no such parameter, or several could be meant.
+        """
         if name in self.files:
             return name
         shorter = name.partition(".")[2]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftkit.adapters.verify import other_base
 from peftkit.errors import InputError, RecipeError
 from peftkit.merge import low_rank
+from peftkit.merge.joining import Term, add_whole, agree, collect, join_parts, refuse_two
 from peftkit.merge.low_rank import LowRank, decompose
 from peftkit.merge.other_changes import (
     join_networks,
@@ -27,10 +28,10 @@ from peftkit.merge.other_changes import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
+    from peftkit.merge.folding import Fold
     from peftkit.merge.low_rank import Spectrum
     from peftkit.merge.other_changes import Network, Scaling
 
@@ -49,15 +50,6 @@ class Loss:
     def worst(self) -> tuple[str, float]:
         """The layer that lost most."""
         return max(self.layers.items(), key=lambda item: item[1], default=("", 0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """An adapter in a sum: its name, its digest and what it is multiplied by."""
-
-    name: str
-    digest: str
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -108,18 +100,33 @@ class Delta:
 
         save_delta(self, str(folder))
 
+    def fold(self, base: str | Path, out: str | Path) -> Fold:
+        """Write the base with the change in its own weights, tensor by tensor.
+
+        Args:
+            base: a folder, a hub id or an embedded base.
+            out: the folder of the new model.
+
+        Raises:
+            InputError: something of the change has no place in the base's weights.
+            WriteError: it could not be written; what was there still is.
+        """
+        from peftkit.merge.folding import fold_delta
+
+        return fold_delta(self, str(base), Path(out))
+
     def __add__(self, other: Delta | int) -> Delta:
         """The sum, exactly; 0 may stand first, so that `sum` works."""
         if not isinstance(other, Delta):
             return self if other == 0 and not isinstance(other, bool) else NotImplemented
         return Delta(
-            low=_join(self.low, other.low, low_rank.join),
-            dense=_join(self.dense, other.dense, _add),
-            scalings=_join(self.scalings, other.scalings, join_scalings),
-            networks=_join(self.networks, other.networks, join_networks),
-            kept=_join(self.kept, other.kept, _refuse_two),
-            facts=_agree(self.facts, other.facts),
-            terms=_collect((*self.terms, *other.terms)),
+            low=join_parts(self.low, other.low, low_rank.join),
+            dense=join_parts(self.dense, other.dense, add_whole),
+            scalings=join_parts(self.scalings, other.scalings, join_scalings),
+            networks=join_parts(self.networks, other.networks, join_networks),
+            kept=join_parts(self.kept, other.kept, refuse_two),
+            facts=agree(self.facts, other.facts),
+            terms=collect((*self.terms, *other.terms)),
         )
 
     __radd__ = __add__
@@ -348,63 +355,7 @@ class Delta:
             )
 
 
-Part = TypeVar("Part")
 PARTS = ("low", "dense", "scalings", "networks", "kept")
-
-
-def _join(
-    one: Mapping[str, Part], other: Mapping[str, Part], add: Callable[[Part, Part, str], Part]
-) -> dict[str, Part]:
-    total = dict(one)
-    for name, part in other.items():
-        total[name] = add(total[name], part, name) if name in total else part
-    return total
-
-
-def _add(one: Tensor, other: Tensor, name: str) -> Tensor:
-    if one.shape != other.shape:
-        raise InputError(
-            f"`{name}` has shape {tuple(one.shape)} in one and {tuple(other.shape)} in another",
-            hint="only changes of one base can be added",
-        )
-    return one + other
-
-
-def _refuse_two(one: Tensor, other: Tensor, name: str) -> Tensor:
-    if one.shape == other.shape and torch.equal(one, other):
-        return one
-    raise InputError(
-        f"both adapters bring `{name}` of their own, which is no change of the base: it has no sum",
-        hint=f'say whose it shall be: `one + other.without("{name}")`',
-    )
-
-
-def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What both say; where they name different bases, nothing can be added.
-
-    Raises:
-        InputError: they are of different bases or tasks.
-    """
-    names = [str(each.get("base")) for each in (one, other)]
-    if other_base(*names):
-        raise InputError(
-            f"the adapters are of different bases: `{names[0]}` and `{names[1]}`",
-            hint="only changes of one base can be added",
-        )
-    tasks = [each.get("task_type") for each in (one, other)]
-    if None not in tasks and tasks[0] != tasks[1]:
-        raise InputError(f"the adapters are of different tasks: {tasks[0]} and {tasks[1]}")
-    return {**other, **{key: value for key, value in one.items() if value is not None}}
-
-
-def _collect(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """Every adapter once, with all it is multiplied by."""
-    found: dict[tuple[str, str], Term] = {}
-    for term in terms:
-        key = (term.name, term.digest)
-        before = found.get(key)
-        found[key] = term if before is None else replace(term, weight=before.weight + term.weight)
-    return tuple(found.values())
 
 
 def _check_cut(rank: int | None, energy: float | None) -> None:

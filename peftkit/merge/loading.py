@@ -21,7 +21,8 @@ from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verif
 from peftkit.base.locate import digest
 from peftkit.errors import InputError, RecipeError
 from peftkit.merge.base_weights import open_base
-from peftkit.merge.delta import Delta, Term
+from peftkit.merge.delta import Delta
+from peftkit.merge.joining import Term
 from peftkit.merge.low_rank import LowRank
 from peftkit.merge.other_changes import Network, Scaling
 
@@ -161,11 +162,11 @@ def _dora(source: Source, module: str, change: LowRank) -> Tensor:
 
 
 def _read_ia3(source: Source) -> dict[str, Any]:
-    inner = source.config.get("feedforward_modules")
-    scalings = {
-        module: Scaling(source.tensor(module, ".ia3_l").flatten() - 1, ends_in(module, inner))
-        for module in source.modules(".ia3_l")
-    }
+    inner, turned = (source.config.get(key) for key in ("feedforward_modules", "fan_in_fan_out"))
+    scalings = {}
+    for module in source.modules(".ia3_l"):
+        values = source.tensor(module, ".ia3_l").flatten() - 1
+        scalings[module] = Scaling(values, ends_in(module, inner), bool(turned))
     return {"scalings": scalings}
 
 

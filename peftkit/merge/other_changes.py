@@ -23,6 +23,8 @@ class Scaling:
     values: Tensor
     inputs: bool
     """Whether it is inputs that are scaled."""
+    turned: bool = False
+    """Whether the weight lies as (in, out), as GPT-2's does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,10 @@ def join_scalings(one: Scaling, other: Scaling, name: str) -> Scaling:
     Raises:
         InputError: one scales inputs and the other outputs, or they are of different sizes.
     """
-    if one.inputs != other.inputs or one.values.shape != other.values.shape:
+    if (one.inputs, one.turned) != (
+        other.inputs,
+        other.turned,
+    ) or one.values.shape != other.values.shape:
         raise InputError(f"`{name}`: the adapters do not scale the same inputs or outputs")
     return replace(one, values=one.values + other.values)
 

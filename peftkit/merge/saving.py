@@ -146,9 +146,11 @@ def _ia3(delta: Delta) -> Written:
         weights[f"{PREFIX}{name}.ia3_l"] = numbers.reshape(shape)
         if change.inputs:
             inner.append(name)
-    task = delta.facts.get("task_type")
     config = IA3Config(
-        task_type=task, target_modules=list(delta.scalings), feedforward_modules=inner
+        task_type=delta.facts.get("task_type"),
+        target_modules=list(delta.scalings),
+        feedforward_modules=inner,
+        fan_in_fan_out=any(change.turned for change in delta.scalings.values()),
     )
     return weights, config
 

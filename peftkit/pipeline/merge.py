@@ -1,7 +1,8 @@
-"""`merge`: a formula over adapters, looked at before anything is written, saved with its error."""
+"""`merge`, `fold` and `extract`: adapters added up, put into weights, and taken out of them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 from peftkit.errors import RecipeError, RunError
 from peftkit.merge.delta import Delta
 from peftkit.merge.expression import explain, parse
+from peftkit.merge.low_rank import lost
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from peftkit.merge.folding import Fold
+    from peftkit.merge.low_rank import Spectrum
+
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Ranks whose error is told beside the one that is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +108,48 @@ def _compare(one: str, other: str, terms: Mapping[str, Delta]) -> dict[str, Any]
         "overlap": sum(overlaps) / len(overlaps) if overlaps else None,
         "shared_modules": len(overlaps),
     }
+
+
+def fold(adapter: str, out: Path, *, base: str | None = None) -> Fold:
+    """The base of an adapter with the adapter in its weights.
+
+    Raises:
+        RecipeError: nobody says which base.
+        InputError: the adapter has no place in weights, or is damaged.
+    """
+    delta = Delta.load(adapter, base)
+    named = base or delta.facts.get("base")
+    if named is None:
+        raise RecipeError(f"`{adapter}` names no base", hint="say which: `--base MODEL`")
+    return delta.fold(named, out)
+
+
+def extract(
+    tuned: str, base: str, out: Path, *, cut: Cut, left_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A low-rank adapter out of a full fine-tune, and its error by rank.
+
+    Raises:
+        InputError: what changed has no factors, or the two are not of one shape.
+    """
+    delta = Delta.load(tuned, base)
+    if left_out:
+        delta = delta.without(*left_out)
+    spectra = list(delta.compress(energy=1.0).spectra().values())
+    top = max((len(each.values) for each in spectra), default=0)
+    found = delta.compress(rank=cut.rank, energy=cut.energy)
+    found.save(out)
+    return {
+        "error": found.error.relative,
+        "error_by_rank": [
+            {"rank": rank, "error": _error_at(rank, spectra)} for rank in RANKS if rank < top
+        ],
+        "modules": len(found.low),
+        "out": str(out),
+    }
+
+
+def _error_at(rank: int, spectra: Sequence[Spectrum]) -> float:
+    """What all layers together would lose at a rank, by the norm of the whole."""
+    missing, whole = (sum(lost(each, kept) for each in spectra) for kept in (rank, 0))
+    return math.sqrt(missing / whole)

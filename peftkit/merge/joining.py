@@ -1,0 +1,93 @@
+"""What two changes become when they are added: part by part, or a reason why they have no sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from peftkit.adapters.verify import other_base
+from peftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """An adapter in a sum: its name, its digest and what it is multiplied by."""
+
+    name: str
+    digest: str
+    weight: float = 1.0
+
+
+def join_parts(
+    one: Mapping[str, Part], other: Mapping[str, Part], add: Callable[[Part, Part, str], Part]
+) -> dict[str, Part]:
+    """The parts of both by name, those of one name added."""
+    total = dict(one)
+    for name, part in other.items():
+        total[name] = add(total[name], part, name) if name in total else part
+    return total
+
+
+def add_whole(one: Tensor, other: Tensor, name: str) -> Tensor:
+    """The sum of two changes of a whole parameter.
+
+    Raises:
+        InputError: their shapes differ.
+    """
+    if one.shape != other.shape:
+        raise InputError(
+            f"`{name}` has shape {tuple(one.shape)} in one and {tuple(other.shape)} in another",
+            hint="only changes of one base can be added",
+        )
+    return one + other
+
+
+def refuse_two(one: Tensor, other: Tensor, name: str) -> Tensor:
+    """What both bring, if it is the same.
+
+    Raises:
+        InputError: it is not.
+    """
+    if one.shape == other.shape and torch.equal(one, other):
+        return one
+    raise InputError(
+        f"both adapters bring `{name}` of their own, which is no change of the base: it has no sum",
+        hint=f'say whose it shall be: `one + other.without("{name}")`',
+    )
+
+
+def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What both say; where they name different bases, nothing can be added.
+
+    Raises:
+        InputError: they are of different bases or tasks.
+    """
+    names = [str(each.get("base")) for each in (one, other)]
+    if other_base(*names):
+        raise InputError(
+            f"the adapters are of different bases: `{names[0]}` and `{names[1]}`",
+            hint="only changes of one base can be added",
+        )
+    tasks = [each.get("task_type") for each in (one, other)]
+    if None not in tasks and tasks[0] != tasks[1]:
+        raise InputError(f"the adapters are of different tasks: {tasks[0]} and {tasks[1]}")
+    return {**other, **{key: value for key, value in one.items() if value is not None}}
+
+
+def collect(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """Every adapter once, with all it is multiplied by."""
+    found: dict[tuple[str, str], Term] = {}
+    for term in terms:
+        key = (term.name, term.digest)
+        before = found.get(key)
+        found[key] = term if before is None else replace(term, weight=before.weight + term.weight)
+    return tuple(found.values())

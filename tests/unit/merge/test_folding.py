@@ -1,0 +1,135 @@
+"""Folds against vanilla peft's, what rounding loses, and what no weight can hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from peftkit import Delta
+from peftkit.adapters.bottleneck import BottleneckConfig
+from peftkit.errors import InputError
+
+IDS = torch.arange(24).reshape(2, 12)
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+}
+
+
+def build(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES))
+    model.to(dtype).save_pretrained(folder, max_shard_size="50kB")
+    return folder
+
+
+def adapt(base: Path, config: Any, folder: Path) -> Path:
+    config.task_type = "CAUSAL_LM"
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.data = (noise + parameter.data.float()).to(parameter.dtype)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+@torch.inference_mode()
+def logits(base: Path, adapter: Path | None = None) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(base).float().eval()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    return model(IDS).logits.clone()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("llama", LoraConfig(r=4, target_modules=["q_proj", "down_proj"])),
+        ("gpt2", LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True)),
+        ("gpt2", IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)),
+        (
+            "llama",
+            IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        ),
+    ],
+)
+def test_a_folded_base_answers_as_the_base_with_the_adapter(
+    family: str, config: Any, tmp_path: Path
+) -> None:
+    base = build(tmp_path / "base", family)
+    assert len(list(base.glob("*.safetensors"))) > 1
+    adapter = adapt(base, config, tmp_path / "adapter")
+    found = Delta.load(adapter).fold(base, tmp_path / "folded")
+    assert 0 < found.relative < 1e-6
+    wanted = logits(base, adapter)
+    assert not torch.allclose(wanted, logits(base), atol=1e-3)
+    torch.testing.assert_close(logits(tmp_path / "folded"), wanted, atol=1e-5, rtol=1e-4)
+    noted = json.loads((tmp_path / "folded" / "fold.json").read_text())
+    assert noted["lost"]["tensors"] == found.lost
+
+
+def test_what_a_fold_takes_back_is_a_change_again(tmp_path: Path) -> None:
+    base = build(tmp_path / "base")
+    adapter = adapt(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
+    delta = Delta.load(adapter)
+    delta.fold(base, tmp_path / "folded")
+    back = Delta.load(tmp_path / "folded", str(base)).compress(rank=4)
+    assert sorted(back.low) == sorted(delta.low)
+    assert (back - delta).norm < 1e-5 * delta.norm
+    (-delta).fold(tmp_path / "folded", tmp_path / "back")
+    torch.testing.assert_close(logits(tmp_path / "back"), logits(base), atol=1e-5, rtol=1e-4)
+
+
+def test_rounding_to_16_bits_is_measured(tmp_path: Path) -> None:
+    base = build(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = adapt(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
+    small = Delta.load(adapter) * 0.005
+    found = small.fold(base, tmp_path / "folded")
+    back = Delta.load(tmp_path / "folded", str(base))
+    missing = sum(
+        float((small.low[name.removesuffix(".weight")].dense() - change).square().sum())
+        for name, change in back.dense.items()
+    )
+    assert found.relative == pytest.approx(missing**0.5 / small.norm, rel=1e-6)
+    assert found.relative > 0.05
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "folded")
+    assert model.dtype == torch.bfloat16
+
+
+def test_a_weight_that_stands_for_two_takes_no_change_of_one(tmp_path: Path) -> None:
+    base = build(tmp_path / "base", "gpt2")  # its head is its embedding
+    adapter = adapt(base, LoraConfig(r=2, target_modules=["wte"]), tmp_path / "adapter")
+    with pytest.raises(InputError, match="both the embedding and the head"):
+        Delta.load(adapter).fold(base, tmp_path / "folded")
+    assert not (tmp_path / "folded").exists()
+
+
+def test_what_no_weight_can_hold_is_refused(tmp_path: Path) -> None:
+    base = build(tmp_path / "base")
+    config = BottleneckConfig(bottleneck_size=4, target_modules=["down_proj"])
+    adapter = adapt(base, config, tmp_path / "adapter")
+    with pytest.raises(InputError, match="no weight of it does what they do"):
+        Delta.load(adapter).fold(base, tmp_path / "folded")
+    with pytest.raises(InputError, match="nothing to fold"):
+        Delta().fold(base, tmp_path / "folded")
+    other = build(tmp_path / "gpt2", "gpt2")
+    lora = adapt(base, LoraConfig(r=2, target_modules=["q_proj"]), tmp_path / "lora")
+    with pytest.raises(InputError, match="has no tensor"):
+        Delta.load(lora).fold(other, tmp_path / "folded")
+    values = json.loads((base / "config.json").read_text())
+    values["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="is quantized"):
+        Delta.load(lora).fold(base, tmp_path / "folded")

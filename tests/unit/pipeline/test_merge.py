@@ -1,0 +1,120 @@
+"""`merge`, `fold` and `extract` as they are typed: what they print, write and refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peftkit import Delta
+from peftkit.cli.main import main
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base and two adapters of it."""
+    folder = tmp_path_factory.mktemp("merge")
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SMALL, num_attention_heads=4)).save_pretrained(folder / "base")
+    for name, rank in (("chat", 4), ("code", 6)):
+        base = LlamaForCausalLM.from_pretrained(folder / "base")
+        config = LoraConfig(r=rank, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+        model: Any = get_peft_model(base, config)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def run(place: Path, *words: str) -> int:
+    return main([word.replace("@", f"{place}/") for word in words])
+
+
+BOTH = ("--adapter", "chat=@chat", "--adapter", "code=@code")
+
+
+def test_a_formula_becomes_an_adapter(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    assert run(place, "merge", "chat - 0.5*code", *BOTH, "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert "merged = 1*chat - 0.5*code" in printed
+    assert "exact" in printed
+    wanted = Delta.load(place / "chat") - 0.5 * Delta.load(place / "code")
+    assert (Delta.load(out) - wanted).norm < 1e-6 * wanted.norm
+    terms = json.loads((out / "merge.json").read_text())["terms"]
+    assert [(each["name"], each["weight"]) for each in terms] == [("chat", 1.0), ("code", -0.5)]
+
+
+def test_a_dry_run_tells_what_a_cut_would_cost(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("merge", "chat + code", *BOTH, "--rank", "4", "--json")
+    assert run(place, *words, "--dry-run") == 0
+    facts = json.loads(capsys.readouterr().out)
+    one, other = Delta.load(place / "chat"), Delta.load(place / "code")
+    assert facts["out"] is None
+    assert facts["error"] == pytest.approx((one + other).compress(rank=4).error.relative)
+    assert facts["merged"]["ranks"] == [4, 4]
+    (pair,) = facts["pairs"]
+    assert pair["cosine"] == pytest.approx(one.cosine(other))
+    assert pair["shared_modules"] == 4
+    out = tmp_path / "merged"
+    assert run(place, *words, "--fail-above", "0.1", "--out", str(out)) == 1
+    assert "nothing was saved" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_fold_and_what_it_gives_back(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folded, back = str(tmp_path / "folded"), str(tmp_path / "back")
+    assert run(place, "fold", "@chat", "--out", folded, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["relative"] < 1e-6
+    assert run(place, "extract", folded, "@base", "--out", back, "--rank", "4", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["error"] < 1e-5
+    assert [each["rank"] for each in facts["error_by_rank"]] == [1, 2]
+    errors = [each["error"] for each in facts["error_by_rank"]]
+    assert errors == sorted(errors, reverse=True)
+    delta = Delta.load(place / "chat")
+    assert (Delta.load(back) - delta).norm < 1e-5 * delta.norm
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("merge", "chat + cod", *BOTH, "--dry-run"), 2, "did you mean `code`?"),
+        (("merge", "chat", *BOTH, "--dry-run"), 2, "`code` is given but not in the formula"),
+        (("merge", "chat + code", *BOTH), 2, "`--out DIR` is missing"),
+        (("merge", "a", "--adapter", "chat", "--dry-run"), 2, "expected a name of letters"),
+        (("merge", "a", "--adapter", "a=x", "--adapter", "a=y", "--dry-run"), 2, "stands twice"),
+        (("merge", "a", "--adapter", "a=@base", "--dry-run"), 2, "is a whole model"),
+        (("merge", "a", "--adapter", "a=@none", "--dry-run"), 2, "is not an adapter"),
+        (("merge", "chat - chat", *BOTH[:2], "--out", "@zero"), 65, "cancel in every layer"),
+        (
+            ("merge", "chat", *BOTH[:2], "--dry-run", "--rank", "2", "--energy", "0.5"),
+            2,
+            "keep one",
+        ),
+        (("extract", "@base", "@base", "--out", "@none"), 65, "nothing is left"),
+    ],
+)
+def test_mistakes_are_told(
+    words: tuple[str, ...],
+    code: int,
+    said: str,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(place, *words) == code
+    assert said in capsys.readouterr().err
+    assert not (place / "zero").exists()
+    assert not (place / "none").exists()
