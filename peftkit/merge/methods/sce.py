@@ -47,7 +47,7 @@ class SelectCalculateErase:
             return (_variance(read(start, stop)) for start, stop in stream.spans(layer))
 
         _, kept = counts(self.keep, 0.0, layer.size)
-        bound = largest(variances, kept)
+        bound = largest(variances, kept, layer.size)
 
         def selected(start: int, stop: int) -> list[Tensor]:
             blocks = read(start, stop)

@@ -6,6 +6,7 @@ whole model are exact and taken before the first block is merged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -50,8 +51,9 @@ class Layer:
                     hint="only changes of one base can be merged",
                 )
         rows = shapes[0][0] if len(shapes[0]) > 1 else 1
-        flat = [change.reshape(rows, -1) for change in changes]
-        return Layer(name, rows, flat[0].shape[1], tuple(map(_reader, flat)))
+        columns = math.prod(shapes[0][1:] if len(shapes[0]) > 1 else shapes[0])
+        flat = [change.reshape(rows, columns) for change in changes]
+        return Layer(name, rows, columns, tuple(map(_reader, flat)))
 
     @property
     def size(self) -> int:

@@ -86,10 +86,11 @@ class Largest:
         self, stream: Stream, layers: Sequence[Layer], number: int
     ) -> tuple[Threshold, Threshold]:
         """What is large enough, and what too large."""
-        top, kept = counts(self.keep, self.top, sum(layer.size for layer in layers))
+        whole = sum(layer.size for layer in layers)
+        top, kept = counts(self.keep, self.top, whole)
 
         def find(count: int) -> Threshold:
-            return largest(lambda: stream.blocks(layers, number), count)
+            return largest(lambda: stream.blocks(layers, number), count, whole)
 
         return find(top + kept), find(top) if top else NONE
 

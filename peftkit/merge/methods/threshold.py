@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     Blocks = Callable[[], Iterator[Tensor]]
 
+FEW = 1 << 12
+"""So many entries are sorted: a histogram has more places than that."""
+ALL = 1 << 62
+"""A place behind every entry."""
 _DIGIT = 16
 _BITS = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}
 
@@ -46,15 +50,25 @@ class Threshold:
 NONE = Threshold(math.inf, -1)
 
 
-def largest(blocks: Blocks, count: int) -> Threshold:
+def largest(blocks: Blocks, count: int, whole: int) -> Threshold:
     """The bound of the `count` largest entries of all blocks, counted by size.
 
     Args:
         blocks: begins a pass over all entries, in the order of their places.
-        count: how many entries are wanted, at most as many as there are.
+        count: how many entries are wanted.
+        whole: how many there are.
     """
     if count == 0:
         return NONE
+    if whole <= FEW:
+        sizes = torch.cat([block.abs().flatten() for block in blocks()])
+        size = float(sizes.sort(descending=True).values[count - 1])
+        return Threshold(size, _place(blocks, size, count - int((sizes > size).sum())))
+    return _by_bits(blocks, count)
+
+
+def _by_bits(blocks: Blocks, count: int) -> Threshold:
+    """The bound by histograms of digits, the highest first."""
     dtype = next(blocks()).dtype
     kind, bits = _BITS[dtype]
     prefix, wanted, equal = 0, count, 0
@@ -65,8 +79,7 @@ def largest(blocks: Blocks, count: int) -> Threshold:
         wanted -= int(above[-1 - digit] - histogram[digit])
         prefix, equal = (prefix << _DIGIT) | digit, int(histogram[digit])
     size = torch.tensor(prefix, dtype=kind).view(dtype).item()
-    whole = wanted == equal
-    return Threshold(size, (1 << 62) if whole else _place(blocks, size, wanted))
+    return Threshold(size, ALL if wanted == equal else _place(blocks, size, wanted))
 
 
 def _histogram(blocks: Blocks, dtype: torch.dtype, prefix: int, shift: int) -> Tensor:
