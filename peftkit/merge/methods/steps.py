@@ -63,7 +63,7 @@ class Magnitude(Parameters):
 class Breadcrumbs(Parameters):
     """How much of each change is kept between outliers and noise."""
 
-    keep: float = number(0.85, least=0, most=1)
+    keep: float = number(0.15, least=0, most=1)
     top: float = number(0.01, least=0, most=1)
     """Share of the entries that is too large; fewer where `keep` leaves no room."""
     scope: Scope = "tensor"
