@@ -159,7 +159,10 @@ class Ranked:
 
     def chances(self, block: Tensor) -> Tensor:
         """The probability of each entry to be kept, in float64."""
-        ranks = block.abs().argsort(dim=1, stable=True).argsort(dim=1).double()
+        order = block.abs().argsort(dim=1, stable=True)
+        places = torch.arange(block.shape[1], dtype=torch.float64, device=block.device)
+        ranks = torch.empty_like(block, dtype=torch.float64)
+        ranks.scatter_(1, order, places.expand_as(block))
         last = block.shape[1] - 1
         return self.keep + self.window * (ranks / last - 0.5 if last else ranks)
 
