@@ -19,6 +19,7 @@ from peftkit.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from peftkit.merge.methods.core import Pair
     from peftkit.merge.methods.inputs import Inputs
 
 Read = Callable[[int, int], Tensor]
@@ -55,6 +56,15 @@ class Layer:
         flat = [change.reshape(rows, columns) for change in changes]
         return Layer(name, rows, columns, tuple(map(_reader, flat)))
 
+    @staticmethod
+    def of_factors(name: str, pairs: Sequence[Pair]) -> Layer:
+        """Low-rank changes, of which only the rows that are read become dense.
+
+        Rows may be rounded in another way when other rows are read with them.
+        """
+        rows, columns = pairs[0][0].shape[0], pairs[0][1].shape[1]
+        return Layer(name, rows, columns, tuple(map(_multiplier, pairs)))
+
     @property
     def size(self) -> int:
         """How many entries it has."""
@@ -63,6 +73,11 @@ class Layer:
 
 def _reader(change: Tensor) -> Read:
     return lambda start, stop: change[start:stop]
+
+
+def _multiplier(pair: Pair) -> Read:
+    up, down = pair
+    return lambda start, stop: up[start:stop] @ down
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from peftkit.merge.methods.catalog import METHODS, find_method
 from peftkit.merge.methods.conflict import SignConflict, sign_conflicts, total
 from peftkit.merge.methods.entry_wise import merge_blocks, merge_layers
 from peftkit.merge.methods.inputs import Inputs
+from peftkit.merge.methods.steps import Ties, ties
 from peftkit.merge.methods.stream import Layer, Stream
 from peftkit.merge.methods.thin import Scope
 
@@ -375,6 +376,34 @@ def test_normalizing_refuses_what_it_would_turn_into_something_else(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         merge("sum", model(6), {"normalize": True}, weights=weights)
+
+
+def test_factors_become_dense_where_they_are_read() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = [
+        (
+            torch.randn(9, rank, generator=generator, dtype=torch.float64),
+            torch.randn(rank, 4, generator=generator, dtype=torch.float64),
+        )
+        for rank in (1, 3)
+    ]
+    inputs = Inputs((1.0, -0.5), ("a", "b"), ("a", "b"))
+    made = []
+    for layer in (
+        Layer.of_factors("layer", pairs),
+        Layer.of("layer", [up @ down for up, down in pairs]),
+    ):
+        stream = Stream.of([layer], inputs, entries=12, dtype=torch.float64)
+        ((_, whole),) = merge_layers(ties(Ties(keep=0.4)), stream)
+        made.append(whole)
+    torch.testing.assert_close(made[0], made[1])
+    other = [(up, down[:, :3]) for up, down in pairs[1:]]
+    with pytest.raises(InputError, match=r"got shape \(9, 3\), expected \(9, 4\)"):
+        list(
+            merge_layers(
+                ties(Ties()), Stream.of([Layer.of_factors("l", [*pairs[:1], *other])], inputs)
+            )
+        )
 
 
 def test_half_precision_is_merged_in_full() -> None:
