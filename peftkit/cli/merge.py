@@ -10,6 +10,7 @@ import click
 from peftkit.cli import output
 from peftkit.cli.options import json_option
 from peftkit.errors import RecipeError
+from peftkit.recipe.strict_yaml import InvalidYaml, parse
 
 
 @click.command(
@@ -22,6 +23,10 @@ from peftkit.errors import RecipeError
     "--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="Where a name in it is."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter.")
+@click.option("--method", default="sum", show_default=True, help="Such as `ties@paper` or `tsv`.")
+@click.option(
+    "--setting", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method: `keep=0.2`."
+)
 @click.option("--rank", type=click.IntRange(min=1), help="The most that a layer may keep [all].")
 @click.option(
     "--energy",
@@ -42,6 +47,8 @@ def command(  # noqa: PLR0913 - one option each
     expression: str,
     adapters: tuple[str, ...],
     out: Path | None,
+    method: str,
+    settings: tuple[str, ...],
     rank: int | None,
     energy: float | None,
     fail_above: float,
@@ -56,10 +63,17 @@ def command(  # noqa: PLR0913 - one option each
     if rank is not None and energy is not None:
         raise RecipeError("either `--rank` or `--energy` says where to cut; keep one")
     named = _named(adapters)
-    from peftkit.pipeline.merge import Cut, merge
+    read = dict(map(_setting, settings))
+    from peftkit.pipeline.merge import Cut, How, merge
 
-    cut = Cut(rank, energy, fail_above)
-    facts = merge(expression, named, None if dry_run else out, cut=cut, base=base)
+    facts = merge(
+        expression,
+        named,
+        None if dry_run else out,
+        how=How(method, read),
+        cut=Cut(rank, energy, fail_above),
+        base=base,
+    )
     if as_json:
         output.show_json(facts)
         return
@@ -81,8 +95,19 @@ def _named(adapters: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _setting(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise RecipeError(f"`--setting {text}`: expected a key and a value, such as `keep=0.2`")
+    try:
+        return key, parse(value.encode()).value
+    except InvalidYaml as problem:
+        raise RecipeError(f"`--setting {text}`: {problem.problems[0]}") from None
+
+
 def _show(facts: dict[str, Any]) -> None:
-    output.show(f"merged = {facts['formula']}\n")
+    by = "" if facts["method"] == "sum" else f" by {facts['method']}"
+    output.show(f"merged = {facts['formula']}{by}\n")
     output.table(
         ("adapter", "times", "norm", "modules", "rank", "travels along"),
         [_row(term) for term in [*facts["terms"], facts["merged"]]],
@@ -100,9 +125,13 @@ def _show(facts: dict[str, Any]) -> None:
                 for pair in facts["pairs"]
             ],
         )
+    if facts["pairs"] and facts["canceled"] is not None:
+        output.show(f"\ncanceled {facts['canceled']:.3g} of all that the terms change")
+    else:
+        output.show("")
     worst = facts["worst_layer"]
     output.show(
-        f"\nerror    {facts['error']:.3g} of the change"
+        f"error    {facts['error']:.3g} of the change"
         + (f", most in {worst['name']} ({worst['error']:.3g})" if facts["error"] else ": exact")
     )
     output.show(f"adapter  {facts['out'] or 'not written (--dry-run)'}")

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from safetensors import safe_open
+from torch.nn import Embedding
+from transformers.pytorch_utils import Conv1D
 
+from peftkit.base.load import shape_of
 from peftkit.base.locate import Origin, locate, read_json, weight_files
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import BaseSection
@@ -72,6 +75,18 @@ def open_base(model: str) -> BaseWeights:
     """
     origin = locate(BaseSection(model=model))
     return open_weights(origin)
+
+
+def layer_kinds(origin: Origin) -> dict[str, str]:
+    """Modules of a base whose weight lies otherwise than (out, in): `conv1d` or `embedding`."""
+    model = shape_of(BaseSection(model=str(origin.folder)), origin)
+    kinds = ((Conv1D, "conv1d"), (Embedding, "embedding"))
+    return {
+        name: kind
+        for name, module in model.named_modules()
+        for cls, kind in kinds
+        if isinstance(module, cls)
+    }
 
 
 def open_weights(origin: Origin) -> BaseWeights:

@@ -60,6 +60,8 @@ class Delta:
     """Factors, by module."""
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     """Changes of whole parameters, by parameter."""
+    layers: Mapping[str, str] = field(default_factory=dict)
+    """Modules among them whose weight lies otherwise than (out, in): `conv1d` or `embedding`."""
     scalings: Mapping[str, Scaling] = field(default_factory=dict)
     """By module."""
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -122,6 +124,7 @@ class Delta:
         return Delta(
             low=join_parts(self.low, other.low, low_rank.join),
             dense=join_parts(self.dense, other.dense, add_whole),
+            layers={**other.layers, **self.layers},
             scalings=join_parts(self.scalings, other.scalings, join_scalings),
             networks=join_parts(self.networks, other.networks, join_networks),
             kept=join_parts(self.kept, other.kept, refuse_two),
@@ -338,7 +341,7 @@ class Delta:
                 continue
             module, change = _module(name), values.double()
             low = self.low.get(module)
-            layer = "linear" if low is None else low.layer
+            layer = self.layers.get(module, "linear") if low is None else low.layer
             whole = LowRank(
                 change if layer == "linear" else change.T,
                 torch.eye(change.shape[1 if layer == "linear" else 0], dtype=torch.float64),

@@ -20,7 +20,7 @@ from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.locate import digest
 from peftkit.errors import InputError, RecipeError
-from peftkit.merge.base_weights import open_base
+from peftkit.merge.base_weights import layer_kinds, open_base
 from peftkit.merge.delta import Delta
 from peftkit.merge.joining import Term
 from peftkit.merge.low_rank import LowRank
@@ -122,11 +122,12 @@ def load_delta(path: str, base: str | None = None) -> Delta:
 
 
 def _read_lora(source: Source) -> dict[str, Any]:
-    low, dense = {}, {}
+    low, dense, layers = {}, {}, {}
     for module in source.modules(".lora_A.weight"):
         change = _factors(source, module, (".lora_A.weight", ".lora_B.weight"), "linear")
         if source.config.get("use_dora"):
             dense[f"{module}.weight"] = _dora(source, module, change)
+            layers[module] = change.layer
         else:
             low[module] = change
     for module in source.modules(".lora_embedding_A"):
@@ -134,7 +135,7 @@ def _read_lora(source: Source) -> dict[str, Any]:
         low[module] = _factors(source, module, endings, "embedding")
     for module in source.modules(".lora_B.bias"):
         dense[f"{module}.bias"] = source.tensor(module, ".lora_B.bias") * _scale(source, module)
-    return {"low": low, "dense": dense}
+    return {"low": low, "dense": dense, "layers": layers}
 
 
 def _factors(source: Source, module: str, endings: tuple[str, str], layer: str) -> LowRank:
@@ -273,4 +274,5 @@ def _load_tuned(folder: Path, base: str | None) -> Delta:
         raise InputError(f"`{folder}` is no fine-tune of `{base}`", problems=strange[:9])
     term = Term(folder.name, digest(tuned.origin))
     facts = {"base": plain.origin.name, "revision": plain.origin.commit, "task_type": None}
-    return Delta(dense=dense, facts=facts, terms=(term,))
+    layers = layer_kinds(plain.origin)
+    return Delta(dense=dense, layers=layers, facts=facts, terms=(term,))

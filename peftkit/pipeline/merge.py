@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from peftkit.errors import RecipeError, RunError
+from peftkit.merge.combine import combine, measure_conflict
 from peftkit.merge.delta import Delta
 from peftkit.merge.expression import explain, parse
 from peftkit.merge.low_rank import lost
+from peftkit.merge.methods.catalog import find_method
+from peftkit.merge.methods.inputs import Inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,11 +36,20 @@ class Cut:
     """Relative error from which nothing is saved."""
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """A method of the catalog, and its settings."""
+
+    method: str = "sum"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 def merge(
     expression: str,
     adapters: Mapping[str, str],
     out: Path | None,
     *,
+    how: How = How(),
     cut: Cut = Cut(),
     base: str | None = None,
 ) -> dict[str, Any]:
@@ -47,7 +59,8 @@ def merge(
         expression: such as `chat + 0.7*code`.
         adapters: where each name in it is.
         out: the folder of the merged adapter; None only looks.
-        cut: of its ranks.
+        how: the method, which takes the numbers of the formula as weights.
+        cut: of the ranks.
         base: where the base is, for the kinds of adapters that need it.
 
     Raises:
@@ -62,12 +75,15 @@ def merge(
             hint="put it in, or leave `--adapter` out",
         )
     terms = {name: Delta.load(adapters[name], base) for name in weights}
-    total = sum((weights[name] * terms[name] for name in weights), start=Delta())
+    total = _merge(weights, terms, how, cut)
     merged = total.compress(rank=cut.rank, energy=cut.energy)
     facts = {
         "formula": explain(weights),
+        "method": how.method,
+        "settings": dict(how.settings),
         "terms": [_describe(name, weights[name], terms[name]) for name in weights],
         "pairs": [_compare(one, other, terms) for one, other in combinations(weights, 2)],
+        "canceled": _canceled(weights, terms),
         "merged": _describe("merged", 1.0, merged),
         "error": merged.error.relative,
         "worst_layer": dict(zip(("name", "error"), merged.error.worst, strict=True)),
@@ -82,6 +98,35 @@ def merge(
     if out is not None:
         merged.save(out)
     return facts
+
+
+def _merge(weights: Mapping[str, float], terms: Mapping[str, Delta], how: How, cut: Cut) -> Delta:
+    """The sum, or what another method makes of its terms."""
+    if how == How():
+        return sum((weights[name] * terms[name] for name in weights), start=Delta())
+    method = find_method(how.method)
+    if method.kind == "entry-wise" and cut.rank is None and cut.energy is None:
+        raise RecipeError(
+            f"method `{method.name}` looks at single entries, so what it gives has full rank: how "
+            "much of it shall the adapter keep?",
+            hint="`--rank 16`, or `--energy 0.99`; the error is told",
+        )
+    changes, inputs = _inputs(weights, terms)
+    return combine(method, how.settings, changes, inputs)
+
+
+def _canceled(weights: Mapping[str, float], terms: Mapping[str, Delta]) -> float | None:
+    """Share of the sizes of all low-rank changes that their sum cancels; None where none is."""
+    if not all(term.low for term in terms.values()):
+        return None
+    return measure_conflict(*_inputs(weights, terms)).canceled
+
+
+def _inputs(weights: Mapping[str, float], terms: Mapping[str, Delta]) -> tuple[list[Delta], Inputs]:
+    """The changes of a formula as the methods want them."""
+    digests = ["+".join(each.digest for each in terms[name].terms) for name in weights]
+    inputs = Inputs(tuple(weights.values()), tuple(weights), tuple(digests))
+    return [terms[name] for name in weights], inputs
 
 
 def _describe(name: str, weight: float, delta: Delta) -> dict[str, Any]:

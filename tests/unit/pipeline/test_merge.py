@@ -66,10 +66,25 @@ def test_a_dry_run_tells_what_a_cut_would_cost(
     (pair,) = facts["pairs"]
     assert pair["cosine"] == pytest.approx(one.cosine(other))
     assert pair["shared_modules"] == 4
+    assert 0 < facts["canceled"] < 1
     out = tmp_path / "merged"
     assert run(place, *words, "--fail-above", "0.1", "--out", str(out)) == 1
     assert "nothing was saved" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_another_method_says_what_its_cut_costs(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("merge", "chat + code", *BOTH, "--method", "ties", "--setting", "keep=0.3")
+    assert run(place, *words, "--dry-run") == 2
+    assert "`--rank 16`, or `--energy 0.99`" in capsys.readouterr().err
+    out = tmp_path / "merged"
+    assert run(place, *words, "--rank", "8", "--out", str(out), "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["method"], facts["settings"]) == ("ties", {"keep": 0.3})
+    assert 0 < facts["error"] < 1
+    assert {change.rank for change in Delta.load(out).low.values()} == {8}
 
 
 def test_a_fold_and_what_it_gives_back(
@@ -103,6 +118,12 @@ def test_a_fold_and_what_it_gives_back(
             ("merge", "chat", *BOTH[:2], "--dry-run", "--rank", "2", "--energy", "0.5"),
             2,
             "keep one",
+        ),
+        (("merge", "chat", *BOTH[:2], "--dry-run", "--method", "tise"), 2, "did you mean `ties`"),
+        (
+            ("merge", "chat", *BOTH[:2], "--dry-run", "--setting", "keep"),
+            2,
+            "expected a key and a value",
         ),
         (("extract", "@base", "@base", "--out", "@none"), 65, "nothing is left"),
     ],
