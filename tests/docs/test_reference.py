@@ -12,7 +12,8 @@ from peftkit import errors
 from peftkit.adapters.verify import PICKLED
 from peftkit.data.formats import COLUMNS, detect_format
 from peftkit.data.formats import READERS as FORMATS
-from peftkit.data.rows import READERS, Row
+from peftkit.data.readers import READERS
+from peftkit.data.rows import Row
 from peftkit.diagnose import checks
 from peftkit.pipeline.signals import HEARD
 from peftkit.recipe.lock import FREE

@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import constants
 
 from peftkit.data.hub import download
-from peftkit.data.rows import Intake, read_rows
+from peftkit.data.rows import Intake
+from peftkit.data.sources import read_rows
 from peftkit.errors import RecipeError
 from peftkit.recipe.sections.data import SourceSection
 
