@@ -58,7 +58,7 @@ def _read_jsonl(path: Path, intake: Intake) -> Iterator[Row]:
             values = parse_json(line)
         except ValueError as problem:
             end = "" if line.endswith("\n") else "; the file ends in this line"
-            intake.refuse(where, f"not JSON: {problem}; starts with `{start}`{end}")
+            intake.refuse(where, f"not JSON: {_told(problem)}; starts with `{start}`{end}")
             continue
         if isinstance(values, dict):
             yield Row(values, where)
@@ -80,6 +80,13 @@ def parse_json(text: str) -> Any:
     if text.count("[") + text.count("{") > DEEPEST and _is_deep(values):
         raise _too_deep()
     return values
+
+
+def _told(problem: ValueError) -> str:
+    """What is wrong with a line, which has no lines of its own."""
+    if isinstance(problem, json.JSONDecodeError):
+        return f"{problem.msg} at character {problem.colno}"
+    return str(problem)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -65,8 +65,10 @@ class Intake:
         shown = [f"{bad.where}: {bad.why}" for bad in self.found[:SHOWN]]
         if len(self.found) > SHOWN:
             shown.append(f"… and {len(self.found) - SHOWN} more")
+        foreign = all(bad.why.startswith("not UTF-8") for bad in self.found)
+        mend = "`iconv -f latin1 -t utf-8 FILE` converts Latin-1" if foreign else "mend them"
         raise InputError(
             f"{len(self.found)} bad {'row' if len(self.found) == 1 else 'rows'} in the {what} data",
             problems=shown,
-            hint="mend them, or `data.bad_rows: skip` leaves them out and lists each one",
+            hint=f"{mend}, or `data.bad_rows: skip` leaves them out and lists each one",
         )

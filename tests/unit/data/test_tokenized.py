@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from huggingface_hub import constants
 
 from peftkit.data import tokenized
-from peftkit.data.arrow import SCHEMA
+from peftkit.data.arrow import SCHEMA, ArrowExamples
 from peftkit.data.batch import collate
 from peftkit.data.draft import Encoder, Reading
 from peftkit.data.example import Example
@@ -597,3 +598,55 @@ def test_fresh_data_is_made_anew_and_kept(
     assert_same(read_source(source, "error", encoder), wanted)
     with pytest.raises(pytest.fail.Exception, match="something was encoded"):
         read_source(source, "error", fresh)
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SourceSection:
+    """More rows than memory is to hold, with no cache."""
+    monkeypatch.setenv("PEFTKIT_CACHE_GIB", "0")
+    monkeypatch.setattr(tokenized, "FEW_ROWS", 5)
+    return write(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(40)])
+
+
+def test_many_rows_without_a_cache_go_into_a_file_without_a_name(
+    many: SourceSection, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    found = read_source(many, "error", encoder)
+    assert isinstance(found.examples, ArrowExamples)
+    assert list((tmp_path / "spare").iterdir()) == []
+    monkeypatch.setattr(tokenized, "FEW_ROWS", 50)
+    wanted = read_source(many, "error", encoder)
+    assert isinstance(wanted.examples, list)
+    assert_same(found, wanted)
+
+
+def test_many_tokens_go_there_too(
+    many: SourceSection, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenized, "FEW_ROWS", 50)
+    monkeypatch.setattr(tokenized, "FEW_TOKENS", 20)
+    assert isinstance(read_source(many, "error", encoder).examples, ArrowExamples)
+
+
+def test_where_no_file_can_be_made_memory_holds_them_and_it_is_said(
+    many: SourceSection,
+    tmp_path: Path,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    found = read_source(many, "error", encoder)
+    assert isinstance(found.examples, list)
+    assert len(found.examples) == 40
+    assert "the rows of `a.jsonl` stay in memory" in caplog.text
+
+
+def test_bad_rows_of_many_are_all_found(many: SourceSection, encoder: Encoder) -> None:
+    path = Path(many.source)
+    path.write_text(path.read_text() + "}\n" * 30)
+    assert len(read_source(many, "error", encoder).skipped) == 30
+    found = read_source(many, "skip", encoder)
+    assert (len(found.examples), len(found.skipped)) == (40, 30)
