@@ -7,6 +7,7 @@ token. Numbers that whole sets are asked for are columns of their own.
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,9 @@ class ArrowExamples(View):
 
     def at(self, index: int) -> Example:
         """The example at a place from 0 on."""
-        return self.some(np.array([index]))[0]
+        number = bisect_right(self.ends, index)
+        own = index - (self.ends[number - 1] if number else 0)
+        return next(_examples_of(self.batches[number].slice(own, 1)))
 
     def some(self, places: NDArray[np.int64]) -> list[Example]:
         """The examples at some places, in the order of the places."""
