@@ -109,7 +109,7 @@ def _too_deep() -> ValueError:
 def _is_deep(values: Any) -> bool:
     """Whether lists and objects stand in each other further than anybody looks."""
     level = [values]
-    for _ in range(DEEPEST + 2):
+    for _ in range(DEEPEST):
         level = [
             inner
             for each in level

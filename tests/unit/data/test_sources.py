@@ -187,6 +187,15 @@ def test_what_must_be_whole_has_a_limit(tmp_path: Path, monkeypatch: pytest.Monk
         read(tmp_path / "a.jsonl.gz")
 
 
+@pytest.mark.parametrize(("levels", "fits"), [(63, True), (64, False)])
+def test_a_row_is_so_deep_and_no_deeper(levels: int, fits: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    (tmp_path / "a.jsonl").write_text('{"text": ' + "[" * levels + "]" * levels + "}\n")
+    rows, intake = read(tmp_path / "a.jsonl")
+    assert (len(rows), len(intake.found)) == (int(fits), int(not fits))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "[" * 500}))  # which are only letters
+    assert len(read(tmp_path / "b.jsonl")[0]) == 1
+
+
 def test_latin_1_has_a_hint(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"text\ncaf\xe9\n")
     _, intake = read(tmp_path / "a.csv")
