@@ -546,6 +546,7 @@ def ask(process: Any, times: int = 1) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_two_processes_may_build_the_same_entry_at_once(
     sharers: list[Any], tmp_path: Path, encoder: Encoder, cache: Path
 ) -> None:
@@ -563,6 +564,7 @@ def test_two_processes_may_build_the_same_entry_at_once(
     assert_same(read_source(source, "error", encoder), wanted)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_writes_disturbs_no_other(
     sharers: list[Any], tmp_path: Path, encoder: Encoder, cache: Path
 ) -> None:
