@@ -9,6 +9,7 @@ import click
 from click.exceptions import Exit
 
 from peftkit.cli import output
+from peftkit.cli.options import fresh_data_option
 from peftkit.cli.watching import Terminal
 from peftkit.errors import RunError, Stopped
 from peftkit.pipeline.signals import listen
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder [runs/<name>].")
 @click.option("--dry-run", is_flag=True, help="Do everything up to the first step, then stop.")
 @click.option("--fresh", is_flag=True, help="Ignore an earlier run in the folder.")
+@fresh_data_option
 @click.option(
     "--allow-change",
     "allow",
@@ -55,6 +57,7 @@ def command(
     loaded = load_recipe(recipe, overrides)
     folder = out or Path("runs") / loaded.recipe.name
     watch = Terminal(quiet=flags["quiet"])
+    fresh = {name: flags[name] for name in ("fresh", "fresh_data")}
     with listen(), hold(folder) as run:
         watch.say(
             f"{loaded.recipe.name}: {loaded.recipe.adapter.method} on "
@@ -64,10 +67,10 @@ def command(
 
         if flags["dry_run"]:
             join()
-            prepare(loaded, run, fresh=flags["fresh"], allow=allow)
+            prepare(loaded, run, **fresh, allow=allow)
             _show_plan(run.read("plan.json"), as_json=flags["as_json"])
             return
-        done = finetune(loaded, run, fresh=flags["fresh"], allow=allow, watch=watch)
+        done = finetune(loaded, run, **fresh, allow=allow, watch=watch)
     if flags["as_json"]:
         output.show_json(done.metrics)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import json_option, recipe_argument, set_option
+from peftkit.cli.options import fresh_data_option, json_option, recipe_argument, set_option
 from peftkit.recipe.load import load_recipe
 
 if TYPE_CHECKING:
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 @click.command("plan", epilog="Example: peftkit plan recipes/quickstart.yaml --set train.epochs=1")
 @recipe_argument
 @set_option
+@fresh_data_option
 @json_option
-def command(recipe: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
+def command(recipe: Path, overrides: tuple[str, ...], *, fresh_data: bool, as_json: bool) -> None:
     """Say what RECIPE will take: parameters, tokens, steps, memory, disk. Loads no weights."""
     loaded = load_recipe(recipe, overrides)
     from peftkit.pipeline.plan import make_plan
     from peftkit.pipeline.setup import set_up
 
-    plan = make_plan(loaded.recipe, set_up(loaded.recipe)).facts
+    plan = make_plan(loaded.recipe, set_up(loaded.recipe, fresh_data=fresh_data)).facts
     if as_json:
         output.show_json(plan)
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import json_option, recipe_argument, set_option
+from peftkit.cli.options import fresh_data_option, json_option, recipe_argument, set_option
 from peftkit.recipe.load import load_recipe
 
 if TYPE_CHECKING:
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 @recipe_argument
 @set_option
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="How many.")
+@fresh_data_option
 @json_option
-def command(recipe: Path, overrides: tuple[str, ...], rows: int, *, as_json: bool) -> None:
+def command(recipe: Path, overrides: tuple[str, ...], rows: int, **flags: bool) -> None:
     """Show rows of RECIPE as the model will see them: tokens, and which of them carry loss."""
     loaded = load_recipe(recipe, overrides)
     from peftkit.pipeline.preview import preview
 
-    shown = preview(loaded.recipe, rows)
-    if as_json:
+    shown = preview(loaded.recipe, rows, fresh_data=flags["fresh_data"])
+    if flags["as_json"]:
         output.show_json(shown)
         return
     for row in shown["rows"]:

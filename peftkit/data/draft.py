@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from peftkit.data.example import LONE_SURROGATE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from peftkit.data.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What decides where rows are taken from, and nothing of what becomes of them."""
+
+    fresh: bool = False
+    """Whether tokens that an earlier run kept are made anew."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Which commit of each data set on a hub is meant, by the name in the recipe."""
+
+
+AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +37,7 @@ class Encoder:
     task: str = "causal-lm"
     labels: tuple[str, ...] = ()
     """The only ones a row may have; empty while any may come."""
+    reading: Reading = AS_IT_IS
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, with the tokenizer's own additions only if asked for."""

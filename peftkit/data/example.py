@@ -54,6 +54,20 @@ class Example:
         return hashlib.sha256(normalize(self.text).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
+    def key_number(self) -> int:
+        """The first 64 bits of `key`: enough to tell rows apart, and small enough for millions."""
+        return int(self.key[:16], 16)
+
+    @property
+    def content(self) -> int:
+        """64 bits that say the tokens, what is learnt of them, and the labels."""
+        total = hashlib.sha256(self.tokens.tobytes())
+        total.update(self.trained.tobytes())
+        if self.labels:
+            total.update(repr(self.labels).encode())
+        return int.from_bytes(total.digest()[:8], "big")
+
+    @property
     def length(self) -> int:
         """Tokens in all."""
         return len(self.tokens)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from peftkit.data.leakage import settle_leaks
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
 from peftkit.data.tokenized import read_source
+from peftkit.data.views import Chained, lengths_of, names_of, numbers_of
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SplitSection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
@@ -28,38 +33,35 @@ class Dataset:
     examples: Sequence[Example]
     skipped: Sequence[Bad] = ()
     dropped: int = 0
+    blank: int = 0
 
     @property
     def facts(self) -> dict[str, Any]:
         """What `data.json` says of this set."""
-        sources = sorted({example.source for example in self.examples})
+        lengths = lengths_of(self.examples)
         return {
             "rows": len(self.examples),
-            "tokens": sum(example.length for example in self.examples),
-            "trained_tokens": sum(example.trained_tokens for example in self.examples),
-            "longest": max((example.length for example in self.examples), default=0),
-            "cut": sum(1 for example in self.examples if example.cut),
+            "tokens": int(lengths.sum()),
+            "trained_tokens": int(numbers_of(self.examples, "trained").sum()),
+            "longest": int(lengths.max(initial=0)),
+            "cut": int(np.count_nonzero(numbers_of(self.examples, "cut"))),
             "dropped": self.dropped,
+            "blank": self.blank,
             "skipped": [{"where": bad.where, "why": bad.why} for bad in self.skipped],
-            "formats": sorted({example.format for example in self.examples}),
-            "sources": [self._of_source(source) for source in sources],
+            "formats": names_of(self.examples, "format").used,
+            "sources": self._by_source(lengths),
         }
 
     @property
     def digest(self) -> str:
-        """Sha256 over the tokens and what is learnt of them, in order."""
-        total = hashlib.sha256()
-        for example in self.examples:
-            total.update(example.tokens.tobytes())
-            total.update(example.trained.tobytes())
-            if example.labels:
-                total.update(repr(example.labels).encode())
-        return total.hexdigest()
+        """Sha256 over the tokens, what is learnt of them and the labels, row by row in order."""
+        contents = numbers_of(self.examples, "content")
+        return hashlib.sha256(contents.astype("<u8").tobytes()).hexdigest()
 
-    def _of_source(self, source: str) -> dict[str, Any]:
-        own = [example for example in self.examples if example.source == source]
-        tokens = sum(example.length for example in own)
-        return {"source": source, "rows": len(own), "tokens": tokens}
+    def _by_source(self, lengths: NDArray[np.int64]) -> list[dict[str, Any]]:
+        sources = names_of(self.examples, "source")
+        own = [(source, lengths[sources.where(source)]) for source in sources.used]
+        return [{"source": name, "rows": len(n), "tokens": int(n.sum())} for name, n in own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Data:
     validation: Dataset
     test: Dataset | None
     leakage: dict[str, Any]
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Which commit of each data set on a hub was read, by the name in the recipe."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class Data:
             "validation": self.validation.facts,
             "test": self.test.facts if self.test else None,
             "leakage": self.leakage,
+            "commits": dict(self.commits),
         }
 
     @property
@@ -99,7 +104,7 @@ def prepare_data(section: DataSection, encoder: Encoder) -> Data:
                 "no row can be held out for validation: all training rows say the same",
                 hint="add rows, or name a source under `data.validation`",
             )
-        train = Dataset(kept, train.skipped, train.dropped)
+        train = replace(train, examples=kept)
     else:
         validation = read_set("validation", section.validation.sources, section.bad_rows, encoder)
     test = read_set("test", section.test, section.bad_rows, encoder) if section.test else None
@@ -108,16 +113,16 @@ def prepare_data(section: DataSection, encoder: Encoder) -> Data:
             _refuse_empty(found, what)
     sets = {"validation": validation.examples} | ({"test": test.examples} if test else {})
     kept_sets, leakage = settle_leaks(section.leakage, train.examples, sets)
-    validation = Dataset(kept_sets["validation"], validation.skipped, validation.dropped)
+    validation = replace(validation, examples=kept_sets["validation"])
     if test:
-        test = Dataset(kept_sets["test"], test.skipped, test.dropped)
+        test = replace(test, examples=kept_sets["test"])
     for name, examples in kept_sets.items():
         if not examples:
             raise InputError(
                 f"every {name} row is also trained on, so `data.leakage: remove` leaves none",
                 hint="take other rows to judge by",
             )
-    return Data(train, validation, test, leakage)
+    return Data(train, validation, test, leakage, encoder.reading.commits)
 
 
 def read_set(
@@ -125,15 +130,13 @@ def read_set(
 ) -> Dataset:
     """The examples of some sources, with every bad row told at once."""
     intake = Intake(bad_rows)
-    examples: list[Example] = []
-    dropped = 0
-    for source in sources:
-        found = read_source(source, bad_rows, encoder)
-        examples.extend(found.examples)
-        intake.found.extend(found.skipped)
-        dropped += found.dropped
+    found = [read_source(source, bad_rows, encoder) for source in sources]
+    for each in found:
+        intake.found.extend(each.skipped)
     intake.settle(what)
-    return Dataset(examples, tuple(intake.found), dropped)
+    examples = found[0].examples if len(found) == 1 else Chained([each.examples for each in found])
+    dropped, blank = sum(each.dropped for each in found), sum(each.blank for each in found)
+    return Dataset(examples, tuple(intake.found), dropped, blank)
 
 
 def _refuse_empty(found: Dataset, what: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 import re
+from dataclasses import fields
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from peftkit.data.draft import Encoder
     from peftkit.recipe.sections.data import SourceSection
 
+TOLD_OTHERWISE = ("tokenizer", "reading")
+"""Fields of an encoder that are told by what they hold, or decide nothing; any new one counts."""
 LIBRARIES = ("jinja2", "pyarrow", "tokenizers", "transformers")
 """What reads rows and turns them into tokens; another version may do it otherwise."""
 ELSEWHERE = {
@@ -53,21 +56,22 @@ def make_key(
     tokenizer = describe_tokenizer(encoder.tokenizer)
     if tokenizer is None or not CODE:
         return None
+    told = (each.name for each in fields(encoder) if each.name not in TOLD_OTHERWISE)
     facts = {
         "name": name,
         "files": [(path.name, sha256_of(path)) for path in files],
-        "format": source.format,
-        "columns": list(source.columns.items()),
+        "source": source.model_dump(mode="json", exclude={"source"}),
         "bad_rows": bad_rows,
-        "max_length": encoder.max_length,
-        "too_long": encoder.too_long,
-        "stops": sorted(encoder.stops),
-        "task": [encoder.task, *encoder.labels],
+        "encoder": {name: getattr(encoder, name) for name in told},
         "tokenizer": tokenizer,
         "code": CODE,
         "versions": [platform.python_version(), *map(version, LIBRARIES)],
     }
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, default=_in_order).encode()).hexdigest()
+
+
+def _in_order(value: Any) -> Any:
+    return sorted(value) if isinstance(value, frozenset | set) else repr(value)
 
 
 def describe_tokenizer(tokenizer: Any) -> str | None:

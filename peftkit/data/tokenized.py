@@ -1,20 +1,25 @@
 """The examples of one source, tokenized once and kept for every later run over the same bytes.
 
-An entry holds the Arrow file and `MANIFEST.json` with its size and sha256. One that is damaged is
-made again, and where none can be written the run goes on without: it only saves time.
+An entry holds the Arrow file and `MANIFEST.json` with its size and sha256, and what happened to the
+other rows. One that is damaged is made again. Where none can be written the run goes on without:
+with a temporary file where the rows are many, and in memory where they are few or even that fails.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peftkit.data.formats import build_examples
-from peftkit.data.rows import Bad, Intake, find_files, read_rows
+from peftkit.data.rows import Bad, Intake
+from peftkit.data.sources import find_files, read_rows
 from peftkit.data.token_key import make_key
 from peftkit.disk.cache import cache_limit, entry_folder, make_room, mark_used
 from peftkit.disk.digest import sha256_of
@@ -22,12 +27,13 @@ from peftkit.disk.durable import whole_folder
 from peftkit.errors import WriteError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
     from peftkit.recipe.sections.data import SourceSection
 
+LOG = logging.getLogger(__name__)
 KIND = "tokens"
 EXAMPLES, MANIFEST = "examples.arrow", "MANIFEST.json"
 SMALLEST = 2**20
@@ -36,8 +42,8 @@ SMALLEST = 2**20
 0.9 MiB of jsonl (5,000 short rows, GPT-2's tokenizer, one core) take 0.77 s to tokenize and 0.07 s
 to take from the cache, with 0.14 s for importing pyarrow; at 0.2 MiB nothing is gained.
 """
-ROW_BYTES = 200
-"""What the short columns of a row take, generously."""
+FEW_ROWS, FEW_TOKENS = 10_000, 2**22
+"""What memory holds of a source that is not kept; more goes into a temporary file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,33 @@ class Tokenized:
     examples: Sequence[Example]
     skipped: tuple[Bad, ...]
     dropped: int
+    blank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recital:
+    """A source whose examples can be made from the first row on, as often as it is asked."""
+
+    source: SourceSection
+    name: str
+    files: Sequence[Path]
+    bad_rows: str
+    encoder: Encoder
+
+    def begin(self) -> tuple[Iterator[Example], Intake]:
+        """The examples, and the intake that fills as they are made.
+
+        Once the source is sure to be refused there are no more examples, only bad rows.
+        """
+        intake = Intake(self.bad_rows)
+        rows = read_rows(self.source, intake, self.files)
+        made = build_examples(rows, self.source.format, self.name, self.encoder, intake)
+        return (example for example in made if not intake.refusing), intake
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it can be begun again; a pipe cannot."""
+        return all(path.is_file() for path in self.files)
 
 
 def read_source(source: SourceSection, bad_rows: str, encoder: Encoder) -> Tokenized:
@@ -56,67 +89,129 @@ def read_source(source: SourceSection, bad_rows: str, encoder: Encoder) -> Token
         RecipeError: there is no such source.
         InputError: the source as a whole cannot be read.
     """
-    files = find_files(source)
+    files = find_files(source, encoder.reading.commits)
     name = source.source if source.source.startswith("hub:") else Path(source.source).name
+    recital = Recital(source, name, files, bad_rows, encoder)
     before = _stamp(files)
-    entry = _find_entry(source, name, files, bad_rows, encoder)
+    entry = _find_entry(recital)
     if entry is None:
-        return _build(source, name, files, bad_rows, encoder)
-    if (kept := load(entry)) is not None:
+        return _hold(recital)
+    if not encoder.reading.fresh and (kept := load(entry)) is not None:
         mark_used(entry)
         return kept
-    built = _build(source, name, files, bad_rows, encoder)
-    refused = built.skipped and bad_rows != "skip"  # the run ends here, once all are read
-    if not refused and _stamp(files) == before:  # else the entry would say what no file says
-        save(entry, built)
-    return built
-
-
-def save(entry: Path, tokenized: Tokenized) -> bool:
-    """Keep the examples at `entry`; whether that could be done."""
-    from pyarrow import ArrowException
-
-    from peftkit.data.arrow import write_examples
-
-    needed = _bytes_of(tokenized.examples)
-    if not make_room(needed):
-        return False
-    # Another process may put the same entry there first; Arrow takes no half characters.
-    with suppress(WriteError, OSError, UnicodeError, ArrowException):
-        with whole_folder(entry, needed) as building:
-            path = building / EXAMPLES
-            write_examples(path, tokenized.examples, tokenized.skipped, tokenized.dropped)
-            facts = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            (building / MANIFEST).write_text(json.dumps({EXAMPLES: facts}) + "\n", encoding="utf-8")
-        return True
-    return False
+    return _keep(entry, recital, before) or _hold(recital)
 
 
 def load(entry: Path) -> Tokenized | None:
     """What was kept at `entry`; None if nothing was, or it is not what was written."""
     path = entry / EXAMPLES
     try:
-        facts = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
-        found = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        if facts != {EXAMPLES: found}:
+        told = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
+        if told[EXAMPLES] != _seal(path):
             return None
 
-        from peftkit.data.arrow import read_examples  # 0.1 s of pyarrow, where there is a file
+        from peftkit.data.arrow import ArrowExamples  # 0.1 s of pyarrow, where there is a file
 
-        return Tokenized(*read_examples(path))
+        skipped = tuple(Bad(*each) for each in told["skipped"])
+        return Tokenized(ArrowExamples(path), skipped, told["dropped"], told["blank"])
     except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are among these
         return None
 
 
-def _find_entry(
-    source: SourceSection, name: str, files: Sequence[Path], bad_rows: str, encoder: Encoder
-) -> Path | None:
+class _NotKeptError(Exception):
+    """What was read is not what the entry would say it is."""
+
+
+def _keep(entry: Path, recital: Recital, before: object) -> Tokenized | None:
+    """The examples, kept at `entry` from now on; None where that could not be done."""
+    from pyarrow import ArrowException
+
+    from peftkit.data.arrow import ArrowExamples, write_examples
+
+    examples, intake = recital.begin()
+    try:
+        # Another process may put the same entry there first; Arrow takes no half characters.
+        with suppress(WriteError, OSError, UnicodeError, ArrowException):
+            with whole_folder(entry, 0) as building:
+                path = building / EXAMPLES
+                write_examples(path, examples, make_room)
+                if intake.refusing or _stamp(recital.files) != before:
+                    raise _NotKeptError
+                found = _account(ArrowExamples(path), intake)
+                told = {
+                    EXAMPLES: _seal(path),
+                    "skipped": [[bad.where, bad.why] for bad in found.skipped],
+                    "dropped": found.dropped,
+                    "blank": found.blank,
+                }
+                (building / MANIFEST).write_text(json.dumps(told) + "\n", encoding="utf-8")
+            return found
+    except _NotKeptError:
+        return _account((), intake) if intake.refusing else None  # the run ends, once all are read
+    return None if recital.encoder.reading.fresh else load(entry)
+
+
+def _hold(recital: Recital) -> Tokenized:
+    """The examples in memory, or in a file without a name where they are many."""
+    from pyarrow import ArrowException
+
+    examples, intake = recital.begin()
+    head = list(_few(examples))
+    following = next(examples, None)
+    if following is None:
+        return _account(head, intake)
+    with suppress(OSError, UnicodeError, ArrowException):
+        return _account(_spill(chain(head, [following], examples)), intake)
+    if not recital.repeats:
+        raise WriteError(
+            f"`{tempfile.gettempdir()}` has no room for the rows of `{recital.name}`",
+            hint="make room, or let TMPDIR name another folder",
+        )
+    LOG.warning(
+        "the rows of `%s` stay in memory: neither the cache nor `%s` takes them",
+        recital.name,
+        tempfile.gettempdir(),
+    )
+    examples, intake = recital.begin()
+    return _account(list(examples), intake)
+
+
+def _few(examples: Iterator[Example]) -> Iterator[Example]:
+    """The first examples, up to what memory is to hold."""
+    tokens = 0
+    for example in islice(examples, FEW_ROWS):
+        yield example
+        tokens += example.length
+        if tokens > FEW_TOKENS:
+            return
+
+
+def _spill(examples: Iterable[Example]) -> Sequence[Example]:
+    """The same examples in a temporary file, which goes when nobody looks at it any more."""
+    from peftkit.data.arrow import ArrowExamples, write_examples
+
+    with tempfile.NamedTemporaryFile(prefix="peftkit-", suffix=".arrow") as file:
+        write_examples(Path(file.name), examples)
+        return ArrowExamples(Path(file.name))
+
+
+def _account(examples: Sequence[Example], intake: Intake) -> Tokenized:
+    return Tokenized(examples, tuple(intake.found), len(intake.dropped), intake.blank)
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _find_entry(recital: Recital) -> Path | None:
     """Where the examples are kept, or would be; None if these are not worth it or cannot be."""
     # Of a file that cannot be read, reading the rows tells what is wrong.
     with suppress(OSError, PackageNotFoundError):
         # A pipe has no size, so it is not read twice.
-        if cache_limit() and sum(path.stat().st_size for path in files) >= SMALLEST:
-            key = make_key(source, name, files, bad_rows, encoder)
+        if cache_limit() and sum(path.stat().st_size for path in recital.files) >= SMALLEST:
+            key = make_key(
+                recital.source, recital.name, recital.files, recital.bad_rows, recital.encoder
+            )
             return entry_folder(KIND, key) if key else None
     return None
 
@@ -127,23 +222,3 @@ def _stamp(files: Sequence[Path]) -> list[tuple[int, ...]] | None:
         found = [path.stat() for path in files]
         return [(each.st_ino, each.st_size, each.st_mtime_ns, each.st_ctime_ns) for each in found]
     return None
-
-
-def _build(
-    source: SourceSection, name: str, files: Sequence[Path], bad_rows: str, encoder: Encoder
-) -> Tokenized:
-    intake = Intake(bad_rows)
-    rows = read_rows(source, intake, files)
-    examples = list(build_examples(rows, source.format, name, encoder, intake))
-    return Tokenized(examples, tuple(intake.found), len(intake.dropped))
-
-
-def _bytes_of(examples: Sequence[Example]) -> int:
-    """About what the Arrow file takes, rather more than less."""
-    words = (text for e in examples for text in (e.text, e.prompt, e.answer or ""))
-    tokens = sum(example.length for example in examples)
-    return sum(map(_length, words)) + tokens * 33 // 8 + len(examples) * ROW_BYTES
-
-
-def _length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -10,6 +10,7 @@ import torch
 
 from peftkit.data.batch import collate_task
 from peftkit.data.task import CAUSAL, Task
+from peftkit.data.views import numbers_of, some_of
 from peftkit.fast.loss import each_loss
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def choose_rows(examples: Sequence[Example], limit: int) -> list[Example]:
     """At most `limit` rows, the same ones every time, whatever rows stand around them."""
     if len(examples) <= limit:
         return list(examples)
-    chosen = set(sorted(range(len(examples)), key=lambda i: (examples[i].key, i))[:limit])
-    return [example for index, example in enumerate(examples) if index in chosen]
+    chosen = np.argsort(numbers_of(examples, "key"), kind="stable")[:limit]
+    return some_of(examples, np.sort(chosen))
 
 
 @torch.inference_mode()

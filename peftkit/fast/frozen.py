@@ -14,14 +14,15 @@ import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
 
 from peftkit.base.targets import BLOCK, first_trained_block, list_blocks
 from peftkit.data.batch import Batch, collate, flatten
+from peftkit.data.views import Picked, lengths_of
 from peftkit.disk.cache import entry_folder, make_room, mark_used
 from peftkit.disk.digest import sha256_of
 from peftkit.disk.durable import whole_folder
@@ -30,9 +31,10 @@ from peftkit.fast.refusals import unwrap
 from peftkit.fast.varlen import DROPOUTS, attending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from peftkit.data.example import Example
@@ -61,8 +63,10 @@ class Kept:
     cut: Cut
     states: Tensor
     """(all tokens, width), mapped from the file."""
-    starts: Mapping[bytes, int]
-    """Where each document's states begin, by the digest of its tokens."""
+    keys: NDArray[np.uint64]
+    """(documents,) of each document's tokens, sorted."""
+    starts: NDArray[np.int64]
+    """(documents,) where the states of each begin."""
 
     def gather(self, batch: Batch) -> Tensor:
         """The states of a batch, (rows, time, width); zeros where it is padding."""
@@ -71,7 +75,7 @@ class Kept:
         for row, documents in enumerate(batch.documents):
             at = 0
             for document in documents:
-                start = self.starts[key_of(document)]
+                start = int(self.starts[np.searchsorted(self.keys, key_of(document))])
                 end = at + document.length
                 found[row, at:end] = self.states[start : start + document.length]
                 at = end
@@ -166,9 +170,10 @@ def feeding(cut: Cut, states: Tensor) -> Iterator[None]:
             del block.forward
 
 
-def key_of(document: Example) -> bytes:
+def key_of(document: Example) -> np.uint64:
     """Digest of a document's tokens: all that its states depend on, with the base."""
-    return hashlib.sha256(document.tokens.tobytes()).digest()
+    digest = hashlib.sha256(document.tokens.tobytes()).digest()
+    return np.uint64(int.from_bytes(digest[:8], "little"))
 
 
 def check_feeding(model: Any, batch: Batch, cut: Cut) -> float:
@@ -200,22 +205,27 @@ def keep_states(
     Raises:
         WriteError: the file could not be written.
     """
-    own = {key_of(document): document for document in documents}
+    every = np.fromiter(map(key_of, documents), np.uint64, len(documents))
+    places = np.sort(np.unique(every, return_index=True)[1])  # of two alike, the first
+    own, keys = Picked(documents, places), every[places]
     dtype, width = describe_states(model)
-    *starts, tokens = accumulate((document.length for document in own.values()), initial=0)
+    ends = np.cumsum(lengths_of(own))
+    tokens = int(ends[-1])
     facts = (base, cut.first, str(dtype), model.device.type, flat)
-    folder = entry_folder("states", _digest(own, facts))
+    folder = entry_folder("states", _digest(keys, facts))
     if not _is_whole(folder):
         needed = tokens * width * dtype.itemsize
         make_room(needed)
         with whole_folder(folder, needed) as building:
-            _fill(model, list(own.values()), cut, building / STATES, flat=flat)
+            _fill(model, own, cut, building / STATES, flat=flat)
             manifest = {"sha256": sha256_of(building / STATES)}
             (building / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
     mark_used(folder)
     path = str(folder / STATES)
     states = torch.from_file(path, shared=False, size=tokens * width, dtype=dtype)
-    return Kept(cut, states.view(tokens, width), dict(zip(own, starts, strict=True)))
+    order = np.argsort(keys)
+    starts = (ends - lengths_of(own))[order]
+    return Kept(cut, states.view(tokens, width), keys[order], starts)
 
 
 def describe_states(model: Any) -> tuple[torch.dtype, int]:
@@ -225,13 +235,12 @@ def describe_states(model: Any) -> tuple[torch.dtype, int]:
     return plain.get_input_embeddings().weight.dtype, width
 
 
-def _digest(keys: Iterable[bytes], facts: tuple[Any, ...]) -> str:
+def _digest(keys: NDArray[np.uint64], facts: tuple[Any, ...]) -> str:
     """Digest of everything that the file follows from, to the last bit."""
     processor = (torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     made_by = (GROUP_TOKENS, torch.__version__, transformers.__version__, *processor)
     total = hashlib.sha256(repr((*facts, *made_by)).encode())
-    for key in keys:
-        total.update(key)
+    total.update(keys.tobytes())
     return total.hexdigest()
 
 

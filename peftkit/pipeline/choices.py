@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from peftkit.base.quantize import require_bitsandbytes
 from peftkit.base.targets import explain_experts
 from peftkit.data.batch import Layout, collate, flatten, make_update
 from peftkit.data.task import CAUSAL, Task
+from peftkit.data.views import lengths_of, some_of
 from peftkit.disk.cache import cache_limit, make_room
 from peftkit.disk.size import show_bytes
 from peftkit.errors import RecipeError, RunError
@@ -129,7 +131,7 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     lora, why["lora"] = choose_lora(model, fast)
     norm, why["norm"] = choose_norm(model, fast)
     packing, flat, why["packing"], why["flat"] = _choose_packing(recipe, setup, model)
-    width = max(example.length for example in setup.data.train.examples)
+    width = int(lengths_of(setup.data.train.examples).max())
     layout = Layout(
         packing, plan.micro_rows, setup.pad_id, flat, plan.micro_rows * width, setup.task
     )
@@ -255,15 +257,17 @@ def _choose_memory(
 
 def _choose_packing(recipe: Recipe, setup: Setup, model: Any) -> tuple[bool, bool, str, str]:
     """Whether documents share rows, whether these are flat, and why of each."""
-    examples = [example for example in setup.data.train.examples if example.length > 2]
+    lengths = lengths_of(setup.data.train.examples)
+    places = np.flatnonzero(lengths > 2)
     alone = None if recipe.data.packing else "`data.packing: false`"
     if not setup.task.packs:
         alone = f"rows of {setup.task.name} stand alone"
-    alone = alone or ("there is only one document" if len(examples) < 2 else None)
+    alone = alone or ("there is only one document" if len(places) < 2 else None)
     alone = alone or refuse_shared_rows(model)
     if alone:
         return False, False, alone, alone
-    documents = [*examples[:2], max(examples, key=lambda example: example.length)]
+    tried = np.array([*places[:2], lengths.argmax()])
+    documents = some_of(setup.data.train.examples, tried)
     worst = packing_error(model, documents, setup.pad_id)
     packs = worst <= TOLERANCE[setup.dtype]
     flat, why_flat = _try_flat(recipe, setup, model, documents)

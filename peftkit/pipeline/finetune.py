@@ -86,14 +86,24 @@ class Prepared:
 
 
 def prepare(
-    loaded: LoadedRecipe, run: RunFolder, *, fresh: bool = False, allow: Sequence[str] = ()
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    *,
+    fresh: bool = False,
+    fresh_data: bool = False,
+    allow: Sequence[str] = (),
 ) -> Prepared:
     """Check recipe, base, data, disk and earlier saves, and write down what will happen."""
     if fresh:
         run.clear()
     refuse_another(run, loaded.recipe, allow)
     lock = run.read("lock.json") or {}
-    setup = set_up(loaded.recipe, dtype=lock.get("choices", {}).get("dtype"))
+    setup = set_up(
+        loaded.recipe,
+        dtype=lock.get("choices", {}).get("dtype"),
+        commits=lock.get("commits"),
+        fresh_data=fresh_data,
+    )
     identity = identify(loaded.recipe, setup)
     damaged: list[str] = []
     checkpoint = newest_checkpoint(run.checkpoints, damaged)
@@ -114,6 +124,7 @@ def finetune(
     run: RunFolder,
     *,
     fresh: bool = False,
+    fresh_data: bool = False,
     allow: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Run:
@@ -121,7 +132,7 @@ def finetune(
     watch = watch or Silent()
     recipe, processes = loaded.recipe, join()
     with listen() as requests:
-        prepared = prepare(loaded, run, fresh=fresh, allow=allow)
+        prepared = prepare(loaded, run, fresh=fresh, fresh_data=fresh_data, allow=allow)
         setup, plan = prepared.setup, prepared.plan
         if run.finished and not prepared.changes:
             watch.say(f"`{run.path}` is finished; `--fresh` would start over")

@@ -43,7 +43,7 @@ def follow() -> Run:
 def _help(start: Start, processes: Processes) -> None:
     """Take every step together with the first process."""
     recipe = start.recipe
-    setup = set_up(recipe, dtype=start.dtype)
+    setup = set_up(recipe, dtype=start.dtype, commits=start.identity["commits"])
     if identify(recipe, setup) != start.identity:
         raise InputError(
             f"process {processes.rank} finds another base or other data than the first",

@@ -45,6 +45,7 @@ def identify(recipe: Recipe, setup: Setup) -> dict[str, Any]:
         "recipe": digest(recipe),
         "base": base,
         "data": setup.data.digests,
+        "commits": dict(setup.reading.commits),
     }
 
 

@@ -15,6 +15,7 @@ from peftkit.base.memory import (
     evaluation_bytes,
     training_bytes,
 )
+from peftkit.data.views import lengths_of
 from peftkit.errors import RecipeError
 from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
@@ -56,12 +57,12 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
     sizes = sizes or measure_sizes(recipe, setup.base, setup.origin)
     _refuse_no_room(recipe, setup, sizes)
     examples = setup.data.train.examples
-    tokens = sum(example.length for example in examples)
+    lengths = lengths_of(examples)
+    tokens, width = int(lengths.sum()), int(lengths.max())
     rows = recipe.train.batch.rows
     steps = count_steps(recipe, len(examples))
     plain = recipe.train.fast.head == "off" or recipe.base.task in ("masked-lm", "seq2seq")
     micro, load = fit_memory(recipe, setup, sizes, logits=plain)
-    width = max(example.length for example in examples)
     bytes_a_number = DTYPES[setup.dtype].itemsize
     runtime = 0 if setup.device.type == "cuda" else CPU_RUNTIME
     training = runtime + training_bytes(
@@ -98,7 +99,7 @@ def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> t
         load,
         rows=None if named == "auto" else named,
         most_rows=recipe.train.batch.rows,
-        width=max(example.length for example in setup.data.train.examples),
+        width=int(lengths_of(setup.data.train.examples).max()),
         memory=own_memory(),
         on_gpu=setup.device.type == "cuda",
         bytes_a_number=DTYPES[setup.dtype].itemsize,
@@ -113,7 +114,7 @@ def _refuse_no_room(recipe: Recipe, setup: Setup, sizes: Sizes) -> None:
     """Say where a row and what stands before it are longer together than the base was made for."""
     before, data = getattr(recipe.adapter, "tokens", 0), setup.data
     sets = [data.train, data.validation, *([data.test] if data.test else [])]
-    longest = max(example.length for each in sets for example in each.examples)
+    longest = max(int(lengths_of(each.examples).max()) for each in sets)
     if sizes.places is not None and longest > sizes.places:
         raise RecipeError(
             f"data.max_length: the longest row has {longest} tokens, and the base has learned "

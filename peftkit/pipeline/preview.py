@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from peftkit.recipe.schema import Recipe
 
 
-def preview(recipe: Recipe, rows: int) -> dict[str, Any]:
+def preview(recipe: Recipe, rows: int, *, fresh_data: bool = False) -> dict[str, Any]:
     """The first training rows token by token, and the totals that `data.json` will hold."""
-    setup = set_up(recipe)
+    setup = set_up(recipe, fresh_data=fresh_data)
     facts = setup.data.facts
     return {
         "rows": [_describe(example, setup) for example in setup.data.train.examples[:rows]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
 from peftkit.base.quantize import count_packed, packed_bytes
 from peftkit.base.targets import first_trained_block, learned_places
-from peftkit.data.draft import Encoder
+from peftkit.data.draft import AS_IT_IS, Encoder, Reading
+from peftkit.data.hub import resolve
 from peftkit.data.prepare import Data, prepare_data
 from peftkit.data.task import Task, describe_task, settle_labels
 from peftkit.errors import RecipeError
@@ -25,6 +27,8 @@ from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 from peftkit.recipe.sections.base import LABELLED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from peftkit.recipe.schema import Recipe
     from peftkit.recipe.sections.base import BaseSection
     from peftkit.recipe.sections.data import DataSection
@@ -47,6 +51,7 @@ class Setup:
     seed: int
     below: tuple[Below, ...] = ()
     """Frozen adapters that the new one stands on, the lowest first."""
+    reading: Reading = AS_IT_IS
 
     @property
     def standing_on(self) -> str:
@@ -77,14 +82,25 @@ class Setup:
 
     def encoder(self, section: DataSection) -> Encoder:
         """How this run's rows become tokens."""
-        return make_encoder(self.base, section, self.tokenizer, self.stops)
+        return make_encoder(self.base, section, self.tokenizer, self.stops, self.reading)
 
 
-def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
+def set_up(
+    recipe: Recipe,
+    *,
+    dtype: str | None = None,
+    commits: Mapping[str, str] | None = None,
+    fresh_data: bool = False,
+) -> Setup:
     """Find the base, read its tokenizer, and turn the data into examples.
 
-    A number format that was settled before, as `lock.json` says it, stays settled.
+    Args:
+        recipe: what is to be run.
+        dtype: the number format, where it was settled before, as `lock.json` says it.
+        commits: those of the data sets on a hub, likewise.
+        fresh_data: make tokens anew that an earlier run kept.
     """
+    reading = Reading(fresh_data, resolve(_names_on_hub(recipe), commits or {}))
     origin = locate(recipe.base)
     tokenizer = load_tokenizer(origin, recipe.base.add_tokens)
     stops = stop_ids(origin, tokenizer)
@@ -94,7 +110,8 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     base, why = settle_dtype(recipe.base, origin, device, frozen=frozen)
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
-    data = prepare_data(recipe.data, make_encoder(base, recipe.data, tokenizer, stops))
+    encoder = make_encoder(base, recipe.data, tokenizer, stops, reading)
+    data = prepare_data(recipe.data, encoder)
     base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:
@@ -111,15 +128,36 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
         task=task_of(base, origin, tokenizer),
         seed=recipe.seed,
         below=below,
+        reading=reading,
     )
 
 
+def _names_on_hub(recipe: Recipe) -> list[str]:
+    """The data sets on a hub that the recipe names anywhere, each once."""
+    found = dict.fromkeys(_sources_in(recipe.model_dump(mode="json")))
+    return [name for name in found if name.startswith("hub:")]
+
+
+def _sources_in(values: Any) -> Iterator[str]:
+    if isinstance(values, dict):
+        if isinstance(source := values.get("source"), str):
+            yield source
+        values = list(values.values())
+    if isinstance(values, list):
+        for each in values:
+            yield from _sources_in(each)
+
+
 def make_encoder(
-    base: BaseSection, section: DataSection, tokenizer: Any, stops: frozenset[int]
+    base: BaseSection,
+    section: DataSection,
+    tokenizer: Any,
+    stops: frozenset[int],
+    reading: Reading = AS_IT_IS,
 ) -> Encoder:
     """How rows become tokens for a base and its task."""
     length, policy = section.max_length, section.too_long
-    return Encoder(tokenizer, stops, length, policy, base.task, base.names)
+    return Encoder(tokenizer, stops, length, policy, base.task, base.names, reading)
 
 
 def task_of(base: BaseSection, origin: Origin, tokenizer: Any) -> Task:
@@ -132,7 +170,7 @@ def task_of(base: BaseSection, origin: Origin, tokenizer: Any) -> Task:
 def _find_labels(base: BaseSection, data: Data) -> tuple[str, ...] | str:
     if base.task not in LABELLED:
         return base.labels
-    held = [*data.validation.examples, *(data.test.examples if data.test else ())]
+    held = chain(data.validation.examples, data.test.examples if data.test else ())
     return settle_labels(base.labels, data.train.examples, held)
 
 

@@ -23,6 +23,8 @@ PAGE = "report.html"
 """Written after everything else, so that its being there says that the run came to its end."""
 RECORDS = ("metrics.json", "samples.json", "findings.json")
 """Also there by then; the page alone may have been rebuilt for a run that was cut short."""
+ROWS = "rows"
+"""Rows that were given from Python; `clear` leaves them, as the next run may be of the same."""
 PAGES_BYTES = 4 * 2**20
 """Room for everything in a run folder but weights: reports, logs, samples, what was decided."""
 

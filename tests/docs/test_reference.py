@@ -12,7 +12,9 @@ from peftkit import errors
 from peftkit.adapters.verify import PICKLED
 from peftkit.data.formats import COLUMNS, detect_format
 from peftkit.data.formats import READERS as FORMATS
-from peftkit.data.rows import READERS, Row
+from peftkit.data.lines import PACKED
+from peftkit.data.readers import READERS
+from peftkit.data.rows import Row
 from peftkit.diagnose import checks
 from peftkit.pipeline.signals import HEARD
 from peftkit.recipe.lock import FREE
@@ -119,6 +121,6 @@ def test_the_formats_are_documented_with_rows_that_have_them() -> None:
 
 def test_the_kinds_of_files_are_documented() -> None:
     kinds = {name for row in PAGES["docs/guides/your-own-data.md"].rows() for name in code(row[0])}
-    assert {name for name in kinds if name.startswith(".")} == set(READERS)
+    assert {name for name in kinds if name.startswith(".")} == {*READERS, *PACKED}
     refused = PAGES["docs/concepts/safety.md"].section("Adapters").rows()[0]
     assert code(refused[0]) == list(PICKLED)

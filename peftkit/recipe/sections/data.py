@@ -11,7 +11,10 @@ class SourceSection(Section):
     """One place rows come from."""
 
     source: Annotated[str, Field(min_length=1, examples=["data/train.jsonl"])]
-    """A jsonl, json, csv, tsv, parquet or txt file, a folder, or `hub:org/set@commit:split`."""
+    """A file, a folder, a pattern such as `data/**/*.jsonl`, or `hub:org/set@commit:split`.
+
+    Files are jsonl, json, csv, tsv, parquet or txt; those of text may be packed as .gz or .zst.
+    """
     format: Literal[
         "auto",
         "chat",

@@ -1,18 +1,18 @@
 """The key changes with everything the examples follow from, and with nothing else."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from peftkit.data import token_key
-from peftkit.data.draft import Encoder
-from peftkit.data.token_key import describe_tokenizer, digest_code, make_key
+from peftkit.data.draft import Encoder, Reading
+from peftkit.data.token_key import TOLD_OTHERWISE, describe_tokenizer, digest_code, make_key
 from peftkit.recipe.sections.data import SourceSection
 
 
@@ -59,11 +59,42 @@ def test_another_source_or_recipe_has_another_key(
     assert key(tmp_path, tokenizer, **changed) not in (before, None)
 
 
-def test_what_is_counted_is_all_there_is() -> None:
-    """Who adds a setting has to say in the key what it is."""
-    counted = {"tokenizer", "stops", "max_length", "too_long", "task", "labels"}
-    assert {field.name for field in fields(Encoder)} == counted
-    assert set(SourceSection.model_fields) == {"source", "format", "columns"}
+def other_than(value: Any, annotation: Any = None) -> Any:
+    """Something else of the same kind."""
+    if get_origin(annotation) is Literal:
+        return next(each for each in get_args(annotation) if each != value)
+    kinds: dict[type, Any] = {
+        bool: lambda: not value,
+        int: lambda: value + 1,
+        float: lambda: value + 1,
+        str: lambda: value + "x",
+        tuple: lambda: (*value, "x"),
+        frozenset: lambda: value | {99},
+        dict: lambda: {**value, "x": "y"},
+    }
+    return kinds[type(value)]()
+
+
+def test_each_setting_counts_and_one_that_is_added_does_too(tmp_path: Path, tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, frozenset({2}), 64, "drop")
+    source = SourceSection(source=str(tmp_path))
+    settings = [each.name for each in fields(Encoder) if each.name not in TOLD_OTHERWISE]
+    keys = [make_key(source, "data", [], "skip", encoder)]
+    for name in settings:
+        changed = replace(encoder, **{name: other_than(getattr(encoder, name))})
+        keys.append(make_key(source, "data", [], "skip", changed))
+    columns = {n: f for n, f in SourceSection.model_fields.items() if n != "source"}
+    for name, told in columns.items():
+        value = other_than(getattr(source, name), told.annotation)
+        changed_source = SourceSection.model_validate({"source": str(tmp_path), name: value})
+        keys.append(make_key(changed_source, "data", [], "skip", encoder))
+    assert None not in keys
+    assert len(set(keys)) == 1 + len(settings) + len(columns) >= 8
+
+
+def test_where_rows_are_taken_from_does_not_count(tmp_path: Path, tokenizer: Any) -> None:
+    reading = Reading(fresh=True, commits={"hub:org/set": "0" * 40})
+    assert key(tmp_path, tokenizer, reading=reading) == key(tmp_path, tokenizer)
 
 
 def test_columns_count_in_their_order(tmp_path: Path, tokenizer: Any) -> None:

@@ -2,11 +2,11 @@
 
 import csv
 import errno
-import inspect
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,15 +20,14 @@ import pytest
 from huggingface_hub import constants
 
 from peftkit.data import tokenized
-from peftkit.data.arrow import NOT_TAKEN, SCHEMA
+from peftkit.data.arrow import SCHEMA, ArrowExamples
 from peftkit.data.batch import collate
-from peftkit.data.draft import Encoder
+from peftkit.data.draft import Encoder, Reading
 from peftkit.data.example import Example
 from peftkit.data.formats import READERS as FORMATS
-from peftkit.data.prepare import read_set
-from peftkit.data.rows import READERS
-from peftkit.data.tokenized import EXAMPLES, MANIFEST, Tokenized, load, read_source, save
-from peftkit.disk.cache import entry_folder
+from peftkit.data.prepare import Dataset, read_set
+from peftkit.data.readers import READERS
+from peftkit.data.tokenized import EXAMPLES, MANIFEST, Tokenized, load, read_source
 from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SourceSection
@@ -82,6 +81,7 @@ def entries(cache: Path) -> list[Path]:
 
 def assert_same(found: Tokenized, wanted: Tokenized) -> None:
     assert (found.skipped, found.dropped) == (wanted.skipped, wanted.dropped)
+    assert found.blank == wanted.blank
     assert type(found.skipped) is type(wanted.skipped)
     for one, other in zip(found.examples, wanted.examples, strict=True):
         for field in fields(Example):
@@ -159,7 +159,7 @@ def test_a_source_of_no_usable_row_is_kept_as_well(
 ) -> None:
     source = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": ""}])
     wanted = read_source(source, "skip", encoder)
-    assert (wanted.examples, len(wanted.skipped), len(entries(cache))) == ([], 1, 1)
+    assert (len(wanted.examples), len(wanted.skipped), len(entries(cache))) == (0, 1, 1)
     forbid_encoding()
     assert_same(read_source(source, "skip", encoder), wanted)
 
@@ -302,8 +302,9 @@ def flip(path: Path) -> None:
 def seal(entry: Path) -> None:
     """Write the manifest that fits the file that is there."""
     path = entry / EXAMPLES
-    facts = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    (entry / MANIFEST).write_text(json.dumps({EXAMPLES: facts}))
+    told = json.loads((entry / MANIFEST).read_text())
+    told[EXAMPLES] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    (entry / MANIFEST).write_text(json.dumps(told))
 
 
 def put_text(entry: Path) -> None:
@@ -318,17 +319,12 @@ def put_other_columns(entry: Path) -> None:
     seal(entry)
 
 
-def put_bare(entry: Path) -> None:
+def put_half_told(entry: Path) -> None:
     with pa.ipc.new_file(str(entry / EXAMPLES), SCHEMA):
         pass
     seal(entry)
-
-
-def put_half_told(entry: Path) -> None:
-    told = SCHEMA.with_metadata({NOT_TAKEN: b"{}"})
-    with pa.ipc.new_file(str(entry / EXAMPLES), told):
-        pass
-    seal(entry)
+    told = json.loads((entry / MANIFEST).read_text())
+    (entry / MANIFEST).write_text(json.dumps({EXAMPLES: told[EXAMPLES]}))
 
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
@@ -342,7 +338,6 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "a manifest of something": lambda entry: (entry / MANIFEST).write_text("[1, null]"),
     "no arrow inside": put_text,
     "other columns": put_other_columns,
-    "nothing told": put_bare,
     "half told": put_half_told,
 }
 
@@ -356,7 +351,8 @@ def test_a_damaged_entry_is_made_again(
     forbid_encoding: Callable[[], None],
 ) -> None:
     source = write(tmp_path / "a.jsonl", ROWS["text"])
-    wanted = read_source(source, "error", encoder)
+    wanted = read_without(source, "error", encoder)  # whose file nobody damages
+    read_source(source, "error", encoder)
     entry = entries(cache)[0]
     assert load(entry) is not None
     damage(entry)
@@ -482,8 +478,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
     plain = type(tokenizer).__call__
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        with (tmp_path / "a.jsonl").open("a") as file:
-            file.write('{"text": "two"}\n')
+        if (tmp_path / "a.jsonl").stat().st_size < 50:
+            with (tmp_path / "a.jsonl").open("a") as file:
+                file.write('{"text": "two"}\n')
         return plain(self, *given, **named)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -510,53 +507,148 @@ def test_an_entry_that_is_used_stays(
     assert [entry.exists() for entry in used] == [True, False]
 
 
-def forty() -> Tokenized:
-    """What two processes both want to keep."""
-    ids = [np.arange(number + 1, dtype=np.int32) for number in range(40)]
-    return Tokenized([Example(each, each > 3, "a:1", "d", "text") for each in ids], (), 3)
-
-
-WRITER = f"""
-from __future__ import annotations
+SHARER = """
 import sys
-import numpy as np
-from peftkit.data.example import Example
-from peftkit.data.tokenized import Tokenized, load, save
-from peftkit.disk.cache import entry_folder
-{inspect.getsource(forty)}
-entry = entry_folder("tokens", "0" * 64)
+from pathlib import Path
+from transformers import AutoTokenizer
+from peftkit.data import tokenized
+from peftkit.data.draft import Encoder, Reading
+from peftkit.data.prepare import Dataset
+from peftkit.recipe.sections.data import SourceSection
+
+tokenized.SMALLEST = 1
+folder, source = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+encoder = Encoder(tokenizer, frozenset({2}), 64, "error", reading=Reading(fresh=True))
 print("ready", flush=True)
-sys.stdin.readline()
-kept = sum(save(entry, forty()) for _ in range(25))
-print(kept, load(entry) is not None)
+for line in sys.stdin:
+    found = tokenized.read_source(SourceSection(source=source), "error", encoder)
+    held = type(found.examples).__name__
+    print(len(found.examples), held, Dataset(found.examples).digest, flush=True)
 """
 
 
 @pytest.fixture
-def writers(cache: Path) -> Iterator[list[Any]]:
-    """Two processes that write the same entry again and again, from one line of input on."""
+def sharers(cache: Path, tiny_llama: Path, tmp_path: Path) -> Iterator[list[Any]]:
+    """Two processes that build the entry of `a.jsonl` anew for each line of input."""
     del cache  # theirs too
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started: list[Any] = [
-        subprocess.Popen([sys.executable, "-c", WRITER], **pipes) for _ in range(2)
-    ]
+    words = [sys.executable, "-c", SHARER, str(tiny_llama), str(tmp_path / "a.jsonl")]
+    started: list[Any] = [subprocess.Popen(words, **pipes) for _ in range(2)]
     yield started
     for process in started:
         process.kill()
         process.communicate()
 
 
-def test_two_processes_may_write_the_same_entry(writers: list[Any], cache: Path) -> None:
-    assert [process.stdout.readline() for process in writers] == ["ready\n"] * 2
-    for process in writers:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    ends = [process.communicate()[0].split() for process in writers]
-    assert [process.returncode for process in writers] == [0, 0]
-    assert all(int(kept) > 0 for kept, _ in ends)
-    entry = entry_folder("tokens", "0" * 64)
-    found = load(entry)
-    assert found is not None
-    assert_same(found, forty())
-    assert entries(cache) == [entry]  # nothing unfinished is left
-    assert save(entry, forty())
+def ask(process: Any, times: int = 1) -> None:
+    process.stdin.write("\n" * times)
+    process.stdin.flush()
+
+
+@pytest.mark.slow
+def test_two_processes_may_build_the_same_entry_at_once(
+    sharers: list[Any], tmp_path: Path, encoder: Encoder, cache: Path
+) -> None:
+    source = write(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(300)])
+    assert [process.stdout.readline() for process in sharers] == ["ready\n"] * 2
+    for process in sharers:
+        ask(process, 15)
+    ends = {process.stdout.readline() for _ in range(15) for process in sharers}
+    wanted = read_without(source, "error", encoder)
+    # Whoever comes second may find its own not kept, and holds the rows in memory.
+    said = [f"300 {kind} {Dataset(wanted.examples).digest}\n" for kind in ("ArrowExamples", "list")]
+    assert said[0] in ends
+    assert ends <= set(said)
+    assert len(entries(cache)) == 1  # and nothing unfinished is left
+    assert_same(read_source(source, "error", encoder), wanted)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_writes_disturbs_no_other(
+    sharers: list[Any], tmp_path: Path, encoder: Encoder, cache: Path
+) -> None:
+    source = write(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(9000)])
+    assert [process.stdout.readline() for process in sharers] == ["ready\n"] * 2
+    first, second = sharers
+    ask(first)
+    while not any(path.stat().st_size for path in cache.glob(f"*.tmp-*/{EXAMPLES}")):
+        assert first.poll() is None
+    first.kill()
+    first.wait()
+    left = entries(cache)
+    assert [".tmp-" in entry.name for entry in left] == [True]
+    ask(second)
+    assert second.stdout.readline().startswith("9000 ArrowExamples")
+    (entry,) = (each for each in entries(cache) if each not in left)
+    assert load(entry) is not None
+    assert len(read_source(source, "error", encoder).examples) == 9000
+
+
+def test_fresh_data_is_made_anew_and_kept(
+    tmp_path: Path, encoder: Encoder, cache: Path, forbid_encoding: Callable[[], None]
+) -> None:
+    source = write(tmp_path / "a.jsonl", ROWS["text"])
+    wanted = read_source(source, "error", encoder)
+    (entry,) = entries(cache)
+    before = (entry / MANIFEST).stat().st_ino
+    fresh = replace(encoder, reading=Reading(fresh=True))
+    assert_same(read_source(source, "error", fresh), wanted)
+    assert entries(cache) == [entry]
+    assert (entry / MANIFEST).stat().st_ino != before
+    forbid_encoding()
+    assert_same(read_source(source, "error", encoder), wanted)
+    with pytest.raises(pytest.fail.Exception, match="something was encoded"):
+        read_source(source, "error", fresh)
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SourceSection:
+    """More rows than memory is to hold, with no cache."""
+    monkeypatch.setenv("PEFTKIT_CACHE_GIB", "0")
+    monkeypatch.setattr(tokenized, "FEW_ROWS", 5)
+    return write(tmp_path / "a.jsonl", [{"text": f"row {number}"} for number in range(40)])
+
+
+def test_many_rows_without_a_cache_go_into_a_file_without_a_name(
+    many: SourceSection, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    found = read_source(many, "error", encoder)
+    assert isinstance(found.examples, ArrowExamples)
+    assert list((tmp_path / "spare").iterdir()) == []
+    monkeypatch.setattr(tokenized, "FEW_ROWS", 50)
+    wanted = read_source(many, "error", encoder)
+    assert isinstance(wanted.examples, list)
+    assert_same(found, wanted)
+
+
+def test_many_tokens_go_there_too(
+    many: SourceSection, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenized, "FEW_ROWS", 50)
+    monkeypatch.setattr(tokenized, "FEW_TOKENS", 20)
+    assert isinstance(read_source(many, "error", encoder).examples, ArrowExamples)
+
+
+def test_where_no_file_can_be_made_memory_holds_them_and_it_is_said(
+    many: SourceSection,
+    tmp_path: Path,
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    found = read_source(many, "error", encoder)
+    assert isinstance(found.examples, list)
+    assert len(found.examples) == 40
+    assert "the rows of `a.jsonl` stay in memory" in caplog.text
+
+
+def test_bad_rows_of_many_are_all_found(many: SourceSection, encoder: Encoder) -> None:
+    path = Path(many.source)
+    path.write_text(path.read_text() + "}\n" * 30)
+    assert len(read_source(many, "error", encoder).skipped) == 30
+    found = read_source(many, "skip", encoder)
+    assert (len(found.examples), len(found.skipped)) == (40, 30)
