@@ -39,6 +39,10 @@ PLAIN: dict[str, Any] = {
     "cut": pa.int64(),
     "parts": pa.list_(pa.int64()),
     "labels": pa.list_(pa.string()),
+    "roles": pa.list_(pa.string()),
+    "stops": pa.int64(),
+    "cut_answers": pa.int64(),
+    "typed": pa.int64(),
 }
 """The other fields of an `Example`, in its order."""
 SCHEMA = pa.schema(
@@ -46,7 +50,7 @@ SCHEMA = pa.schema(
 )
 SHARED = ("source", "format")
 """Of few different values, each kept once in memory."""
-TUPLES = ("parts", "labels")
+TUPLES = ("parts", "labels", "roles")
 """Short lists, empty for most tasks."""
 NOT_TAKEN = b"not_taken"
 BATCH_ROWS = 4096

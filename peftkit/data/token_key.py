@@ -62,6 +62,7 @@ def make_key(
         "max_length": encoder.max_length,
         "too_long": encoder.too_long,
         "stops": sorted(encoder.stops),
+        "learn": [encoder.learn.model_dump(mode="json"), encoder.control_tokens],
         "task": [encoder.task, *encoder.labels],
         "tokenizer": tokenizer,
         "code": CODE,

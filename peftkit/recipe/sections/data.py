@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from peftkit.recipe.sections.learn import LearnSection
 from peftkit.recipe.sections.section import Count, Expected, Section
 
 
@@ -17,6 +18,7 @@ class SourceSection(Section):
         "chat",
         "instruction",
         "completion",
+        "tokenized",
         "text",
         "classification",
         "tokens",
@@ -27,6 +29,11 @@ class SourceSection(Section):
         dict[str, str], Expected("a section of names such as `{prompt: question}`")
     ] = Field(default_factory=dict)
     """Column names that differ, as `expected: actual`, e.g. `{prompt: question}`."""
+    learn: LearnSection = LearnSection()
+    """Which turns of a chat carry loss."""
+    control_tokens: Literal["text", "tokens"] = "text"
+    """What a row's text means where it spells out a control token such as `<|im_end|>`: `text`
+    reads it as any other text and counts it; `tokens` is for rows that hold a chat as one text."""
 
 
 def as_sources(value: Any) -> Any:

@@ -61,9 +61,10 @@ def test_another_source_or_recipe_has_another_key(
 
 def test_what_is_counted_is_all_there_is() -> None:
     """Who adds a setting has to say in the key what it is."""
-    counted = {"tokenizer", "stops", "max_length", "too_long", "task", "labels"}
-    assert {field.name for field in fields(Encoder)} == counted
-    assert set(SourceSection.model_fields) == {"source", "format", "columns"}
+    of_source = {"learn", "control_tokens"}
+    counted = {"tokenizer", "stops", "max_length", "too_long", "task", "labels"} | of_source
+    assert {field.name for field in fields(Encoder) if field.init} == counted
+    assert set(SourceSection.model_fields) == {"source", "format", "columns"} | of_source
 
 
 def test_columns_count_in_their_order(tmp_path: Path, tokenizer: Any) -> None:
