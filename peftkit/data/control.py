@@ -35,6 +35,8 @@ class Control:
 
     def count(self, values: Any) -> int:
         """How many control tokens the texts of a row spell out."""
+        if isinstance(values, str):
+            return len(self.pattern.findall(values))
         return sum(len(self.pattern.findall(text)) for text in texts_of(values))
 
     def mark(self, value: Any) -> Any:
@@ -68,20 +70,6 @@ def texts_of(value: Any) -> Iterable[str]:
     elif isinstance(value, dict | list | tuple):
         for each in value.values() if isinstance(value, dict) else value:
             yield from texts_of(each)
-
-
-def cut_at_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without marks, and from where to where each marked piece goes in it."""
-    spans: list[tuple[int, int]] = []
-    plain: list[str] = []
-    done = length = 0
-    for found in MARKED.finditer(text):
-        for piece in (MARKS.sub("", text[done : found.start()]), found[1]):
-            plain.append(piece)
-            length += len(piece)
-        spans.append((length - len(found[1]), length))
-        done = found.end()
-    return "".join(plain) + MARKS.sub("", text[done:]), spans
 
 
 def _probe(tokenizer: Any) -> tuple[str, frozenset[int]]:

@@ -41,6 +41,8 @@ class Answered:
     ids: list[int]
     places: Any = None
     """The `Encoding` of a fast tokenizer."""
+    typed: int = 0
+    """Control tokens that the text spells out, which were read as any other text."""
     problem: str = ""
     """Why the text cannot be used."""
 
@@ -76,6 +78,12 @@ class Encoder:
             self._control.append(find_control(self.tokenizer))
         return self._control[0]
 
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text, where the tokenizer has one."""
+        found: int | None = self.tokenizer.eos_token_id
+        return found
+
     def typed(self, values: Any) -> int:
         """Control tokens that the texts of a row spell out and that are not to be read as such."""
         return self.control.count(values) if self.control_tokens == "text" else 0
@@ -93,26 +101,27 @@ class Encoder:
 
     def encode_all(self, asked: Sequence[Ask]) -> list[Answered]:
         """The tokens of many texts, in their order; few calls are far quicker than many."""
-        kinds = [(ask.special, not ask.templated and self.typed(ask.text) > 0) for ask in asked]
+        typed = [0 if ask.templated else self.typed(ask.text) for ask in asked]
+        kinds = [(ask.special, count > 0) for ask, count in zip(asked, typed, strict=True)]
         found: dict[int, Answered] = {}
-        for special, typed in dict.fromkeys(kinds):
-            places = [place for place, kind in enumerate(kinds) if kind == (special, typed)]
-            texts = [asked[place].text for place in places]
-            made = self._encode_alike(texts, special=special, typed=typed)
-            found |= zip(places, made, strict=True)
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, other in enumerate(kinds) if other == kind]
+            asks = [(asked[place].text, typed[place]) for place in places]
+            found |= zip(places, self._encode_alike(asks, special=kind[0]), strict=True)
         return [found[place] for place in range(len(asked))]
 
-    def _encode_alike(self, texts: list[str], *, special: bool, typed: bool) -> list[Answered]:
+    def _encode_alike(self, asks: list[tuple[str, int]], *, special: bool) -> list[Answered]:
+        texts, typed = [text for text, _ in asks], [count for _, count in asks]
         batch = self.tokenizer(
             texts,
             add_special_tokens=special,
             return_attention_mask=False,
             verbose=False,
-            **(AS_TEXT if typed else {}),
+            **(AS_TEXT if any(typed) else {}),
         )
-        problems = [self._left_over(text) if typed else "" for text in texts]
+        problems = [self._left_over(text) if count else "" for text, count in asks]
         encodings = batch.encodings or [None] * len(texts)
-        return list(map(Answered, batch["input_ids"], encodings, problems))
+        return list(map(Answered, batch["input_ids"], encodings, typed, problems))
 
     def as_text(self, *texts: str) -> dict[str, bool]:
         """How to call the tokenizer so that it reads no control token in these texts.

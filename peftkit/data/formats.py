@@ -66,17 +66,17 @@ def build_examples(
     gate = ChatGate(encoder)
     fitting = False
     left = iter(rows)
-    while readings := list(_begin(islice(left, ROWS_AT_ONCE), given, encoder, intake)):
-        first = readings[0]
+    while chunk := list(_begin(islice(left, ROWS_AT_ONCE), given, encoder, intake)):
+        first = chunk[0]
         if not first.kind and not fitting:  # the first row already: the source is wrong, not it
             raise _no_format(first.row, source, readers)
         fitting = True
-        _go_on(readings, encoder)
-        yield from _finish(readings, source, gate, intake)
+        _go_on(chunk, encoder)
+        yield from _finish(chunk, source, gate, intake)
 
 
 @dataclass(slots=True)
-class Reading:
+class Pending:
     """A row on its way to a draft, or to a reason why it is none."""
 
     row: Row
@@ -100,16 +100,16 @@ class Reading:
             self.problem = str(problem)
 
 
-def _begin(rows: Iterable[Row], given: str, encoder: Encoder, intake: Intake) -> Iterator[Reading]:
+def _begin(rows: Iterable[Row], given: str, encoder: Encoder, intake: Intake) -> Iterator[Pending]:
     """Rows with their readers started."""
     readers = READERS[encoder.task]
     for row in rows:
         kind = detect_format(row, encoder.task) if given == "auto" else given
-        reading = Reading(row, kind or "", len(intake.found), problem=_misfit(row, kind))
-        if not reading.problem and kind:
-            reading.steps = _steps(readers[kind], row, encoder)
-            reading.take(reading.steps.__next__)
-        yield reading
+        pending = Pending(row, kind or "", len(intake.found), problem=_misfit(row, kind))
+        if not pending.problem and kind:
+            pending.steps = _steps(readers[kind], row, encoder)
+            pending.take(pending.steps.__next__)
+        yield pending
 
 
 def _steps(read: Reader, row: Row, encoder: Encoder) -> Steps:
@@ -117,44 +117,44 @@ def _steps(read: Reader, row: Row, encoder: Encoder) -> Steps:
     return (yield from found) if isinstance(found, Generator) else found
 
 
-def _go_on(readings: list[Reading], encoder: Encoder) -> None:
+def _go_on(chunk: list[Pending], encoder: Encoder) -> None:
     """Tokenize what the readers ask for, until none asks any more."""
-    while waiting := [reading for reading in readings if reading.asked]:
+    while waiting := [pending for pending in chunk if pending.asked]:
         found = iter(encoder.encode_all([ask for each in waiting for ask in each.asked]))
-        for reading in waiting:
-            own = [next(found) for _ in reading.asked]
-            reading.problem = next((each.problem for each in own if each.problem), "")
-            steps = reading.steps
-            if reading.problem or steps is None:
-                reading.asked = ()
+        for pending in waiting:
+            own = [next(found) for _ in pending.asked]
+            pending.problem = next((each.problem for each in own if each.problem), "")
+            steps = pending.steps
+            if pending.problem or steps is None:
+                pending.asked = ()
             else:
-                reading.take(partial(steps.send, own))
+                pending.take(partial(steps.send, own))
 
 
 def _finish(
-    readings: list[Reading], source: str, gate: ChatGate, intake: Intake
+    chunk: list[Pending], source: str, gate: ChatGate, intake: Intake
 ) -> Iterator[Example]:
     """The examples of some rows; what is refused here is told in row order."""
     later = 0
-    for reading in readings:
+    for pending in chunk:
         made: list[Example] = []
-        if reading.draft is not None:
-            origin = Origin(source, reading.kind)
+        if pending.draft is not None:
+            origin = Origin(source, pending.kind)
             try:
-                _pass_gate(reading, reading.draft, gate)
-                made = list(within_length(reading.draft, reading.row, origin, gate.encoder, intake))
+                _pass_gate(pending, pending.draft, gate)
+                made = list(within_length(pending.draft, pending.row, origin, gate.encoder, intake))
             except UnusableError as problem:
-                reading.problem = str(problem)
-        if reading.problem:
-            bad = Bad(reading.row.where, reading.problem)
-            intake.found.insert(reading.refused + later, bad)
+                pending.problem = str(problem)
+        if pending.problem:
+            bad = Bad(pending.row.where, pending.problem)
+            intake.found.insert(pending.refused + later, bad)
             later += 1
         yield from made
 
 
-def _pass_gate(reading: Reading, draft: Draft, gate: ChatGate) -> None:
+def _pass_gate(pending: Pending, draft: Draft, gate: ChatGate) -> None:
     if draft.roles and gate.wants(draft):
-        row, chat = reading.row, reading.kind == "chat"
+        row, chat = pending.row, pending.kind == "chat"
         turns, tools = (turns_of(row), tools_of(row)) if chat else (_as_turns(row), None)
         gate.check(draft, turns, tools, row.where)
 
@@ -195,11 +195,12 @@ def _from_text(row: Row, encoder: Encoder) -> Steps:
     text = words(row, "text")
     (found,) = yield (Ask(text, special=True),)
     ids = found.ids
-    end = encoder.tokenizer.eos_token_id
+    end = encoder.end_id
     if end is not None and ids[-1:] != [end]:
-        ids = [*ids, end]
-    trained = [False, *[True] * (len(ids) - 1)]
-    return Draft(ids, trained, text, plain=True, typed=encoder.typed(text))
+        ids.append(end)
+    trained = np.ones(len(ids), np.bool_)
+    trained[:1] = False
+    return Draft(ids, trained, text, plain=True, typed=found.typed)
 
 
 def _from_completion(row: Row, encoder: Encoder) -> Steps:
@@ -231,7 +232,7 @@ def _from_chat(row: Row, encoder: Encoder) -> Steps:
 
 def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> Steps:
     before, after = yield (Ask(prompt, special=True), Ask(answer))
-    end = encoder.tokenizer.eos_token_id
+    end = encoder.end_id
     given, said = before.ids, after.ids
     if given[-1:] == [end] and len(given) > 1:  # the tokenizer closed a text that goes on
         given = given[:-1]
@@ -246,15 +247,15 @@ def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> Steps:
         prompt=shown,
         answer=answer.strip(),
         answers=((len(given), len(ids)),),
-        typed=encoder.typed((prompt, answer)),
+        typed=before.typed + after.typed,
     )
 
 
-def _from_passage(row: Row, encoder: Encoder) -> Steps:
+def _from_passage(row: Row, _: Encoder) -> Steps:
     """Text of which tokens will be hidden, without what the tokenizer adds to each piece."""
     text = words(row, "text")
     (found,) = yield (Ask(text),)
-    return Draft(found.ids, [True] * len(found.ids), text, plain=True, typed=encoder.typed(text))
+    return Draft(found.ids, [True] * len(found.ids), text, plain=True, typed=found.typed)
 
 
 Reader = Callable[["Row", Encoder], Steps | Draft]

@@ -10,6 +10,7 @@ from peftkit.data.leakage import settle_leaks
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
 from peftkit.data.tokenized import read_source
+from peftkit.data.totals import count_tokens
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SplitSection
 
@@ -41,6 +42,7 @@ class Dataset:
             "cut": sum(1 for example in self.examples if example.cut),
             "dropped": self.dropped,
             "skipped": [{"where": bad.where, "why": bad.why} for bad in self.skipped],
+            **count_tokens(self.examples),
             "formats": sorted({example.format for example in self.examples}),
             "sources": [self._of_source(source) for source in sources],
         }

@@ -87,7 +87,7 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     """
     origin = locate(recipe.base)
     tokenizer = load_tokenizer(origin, recipe.base.add_tokens)
-    stops = stop_ids(origin, tokenizer)
+    stops = stop_ids(origin, tokenizer, recipe.base.stop_tokens)
     device = choose_device()
     _refuse_split_batches(recipe)
     frozen = recipe.adapter.method not in IN_PLACE

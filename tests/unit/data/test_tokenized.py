@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from transformers import BatchEncoding
 from huggingface_hub import constants
+from transformers import BatchEncoding
 
 from peftkit.data import tokenized
 from peftkit.data.arrow import NOT_TAKEN, SCHEMA
