@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2.exceptions import TemplateError
 
-from peftkit.data.control import MARKED, MARKS
+from peftkit.data.control import MARKED, MARKS, OPEN, texts_of
 from peftkit.data.draft import Ask, Draft, Encoder, Steps, refuse_typed
 from peftkit.data.turns import SPEAKS, ChatError, Turn, choose_learned, said
 from peftkit.errors import InputError
@@ -96,6 +96,7 @@ def lay_out(turns: Sequence[Turn], tools: list[Any] | None, encoder: Encoder) ->
     typed = encoder.typed([turns, tools])
     shown = [{name: turn[name] for name in turn if name != "train"} for turn in turns]
     if typed:
+        refuse_marks([shown, tools])
         shown, tools = encoder.control.mark(shown), encoder.control.mark(tools)
     draw = partial(render, tools=tools, tokenizer=encoder.tokenizer)
     text = draw(shown)
@@ -112,6 +113,12 @@ def lay_out(turns: Sequence[Turn], tools: list[Any] | None, encoder: Encoder) ->
             ends[number] = span.end
         ends.setdefault(number - 1, len(before.removesuffix(encoder.control.header)))
     return Talk(turns, text, tuple(spans), _sections(shown, text, ends, draw), typed)
+
+
+def refuse_marks(values: Any) -> None:
+    """Refuse a chat that holds the very characters that are to stand around its control tokens."""
+    if any(MARKS.search(text) for text in texts_of(values)):
+        raise ChatError("spells out a control token, and holds U+FDD0 or U+FDD1 beside it")
 
 
 def _find_answer(
@@ -134,8 +141,11 @@ def _find_other(
     if not text.startswith(before) or not text.startswith(after):
         raise _rewritten(number)
     content = (turns[number].get("content") or "").strip()
-    start = text.find(content, len(before), len(after))
-    if start < 0 or not content:
+    # What it says may stand in how it is introduced too, so a copy is rendered with a mark before.
+    copy = turns[number] | {"content": f"{OPEN}{content}"}
+    start = draw([*turns[:number], copy]).find(OPEN, len(before))
+    start += len(text[start:]) - len(text[start:].lstrip())
+    if not content or not text.startswith(content, start) or start < len(before):
         raise ChatError(
             f"turn {number + 1}: the chat template does not write it as it stands, so it cannot be "
             "learned"
@@ -275,7 +285,7 @@ def _encode_in_pieces(talk: Talk, encoder: Encoder) -> tuple[list[int], Callable
     for start, end in pairwise(cuts):
         ids += _encode_piece(MARKS.sub("", marked[start:end]), encoder.tokenizer)
         tokens[end] = len(ids)
-    own = len(encoder.control.pattern.findall(MARKED.sub("", marked)))
+    own = len(encoder.control.pattern.findall(MARKED.sub(OPEN, marked)))
     if sum(token in encoder.control.ids for token in ids) != own:
         raise ChatError(refuse_typed(encoder.control.pattern.findall(said_in(talk))[0]))
     return ids, tokens.__getitem__

@@ -131,9 +131,7 @@ def _go_on(chunk: list[Pending], encoder: Encoder) -> None:
                 pending.take(partial(steps.send, own))
 
 
-def _finish(
-    chunk: list[Pending], source: str, gate: ChatGate, intake: Intake
-) -> Iterator[Example]:
+def _finish(chunk: list[Pending], source: str, gate: ChatGate, intake: Intake) -> Iterator[Example]:
     """The examples of some rows; what is refused here is told in row order."""
     later = 0
     for pending in chunk:
