@@ -52,7 +52,10 @@ def find_control(tokenizer: Any) -> Control:
     """What this tokenizer reads as control tokens."""
     added = tokenizer.added_tokens_decoder
     header, written = _probe(tokenizer)
-    unknown = tokenizer.unk_token_id  # comes of ordinary text too
+    # Ordinary text may come out as the unknown token, but where that is also the one that ends a
+    # text, as GPT-2's is, it does not.
+    ends = {tokenizer.eos_token_id, getattr(tokenizer, "bos_token_id", None)}
+    unknown = None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id
     ids = {
         number
         for number, token in added.items()

@@ -201,6 +201,6 @@ def words(row: Row, column: str, *, may_be_empty: bool = False) -> str:
         raise UnusableError(f"column `{column}`: expected text, got `{str(value)[:40]}`")
     if not value.strip() and not may_be_empty:
         raise UnusableError(f"column `{column}` is empty")
-    if half := LONE_SURROGATE.search(value):
+    if not value.isascii() and (half := LONE_SURROGATE.search(value)):
         raise UnusableError(f"column `{column}` holds half a character (U+{ord(half[0]):04X})")
     return value

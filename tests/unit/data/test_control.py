@@ -112,6 +112,22 @@ def test_ordinary_words_may_be_unknown() -> None:
     assert example.typed == 0
 
 
+def test_an_unknown_token_that_ends_a_text_is_a_control_token() -> None:
+    """As GPT-2's is, which needs none for what it does not know."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: at for at, sign in enumerate([*letters, "<|endoftext|>"])}
+    made_of_bytes = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made_of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    end = "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made_of_bytes, eos_token=end, bos_token=end, unk_token=end
+    )
+    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), 64, "error")
+    ((example,), _) = made({"text": f"a{end}b"}, "text", encoder)
+    assert example.tokens.tolist().count(tokenizer.eos_token_id) == 1
+    assert example.typed == 1
+
+
 def test_marks_of_our_own_in_a_row_change_nothing(tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "a\ufdd0b\ufdd1"}, {"role": "assistant", "content": "c"}]
     encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), 512, "error")
