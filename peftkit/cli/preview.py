@@ -51,9 +51,9 @@ def _show_row(row: dict[str, Any]) -> None:
         f"{row['cut']} cut",
     ]
     if row["cut_answers"]:
-        facts.append(f"{row['cut_answers']} answers cut")
+        facts.append(f"answers cut: {row['cut_answers']}")
     if row["control_as_text"]:
-        facts.append(f"{row['control_as_text']} control tokens read as text")
+        facts.append(f"control tokens read as text: {row['control_as_text']}")
     output.show(", ".join(facts))
     output.table(
         ("token", "id", "role", "carries loss", "cut"),

@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -159,6 +159,7 @@ def learned_runs(example: Example, tokenizer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("style", STYLES)
+@settings(max_examples=25)
 @given(turns=conversations)
 def test_tokens_are_the_templates_and_answers_are_learned_with_their_stop(
     style: str, turns: Turns
@@ -194,6 +195,7 @@ def control_ids(style: str) -> list[int]:
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("who", ["user", "assistant", "system"])
+@settings(max_examples=15)
 @given(before=words, after=words, choice=some.integers(0, 9))
 def test_control_tokens_in_a_turn_are_read_as_text(
     style: str, who: str, before: str, after: str, choice: int
