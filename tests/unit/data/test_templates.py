@@ -120,8 +120,6 @@ STYLES = {
     ),
 }
 STOPS = {"gemma": "<end_of_turn>"}
-FLUSH = {"mistral"}
-"""Styles that write a space of their own before an answer."""
 words = some.text("ab é🙂\n<|>", min_size=1, max_size=8).filter(lambda text: text == text.strip())
 conversations = some.lists(some.tuples(words, words), min_size=1, max_size=3).map(
     lambda pairs: [
@@ -177,6 +175,22 @@ def test_tokens_are_the_templates_and_answers_are_learned_with_their_stop(
     assert example.tokens[: example.prompt_tokens].tolist() == asked["input_ids"]
     assert sum(example.parts) == example.length
     assert example.roles == tuple(turn["role"] for turn in turns)
+
+
+def test_a_token_that_begins_before_an_answer_is_not_learned() -> None:
+    """Two line ends are one token: one is the template's, the other the answer's."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: at for at, sign in enumerate([*letters, "ĊĊ"])}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ċ", "Ċ")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    tokenizer = finish(made, ["<|im_start|>", "<|im_end|>"], "<|im_end|>", chat_template=CHATML)
+    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), 999, "error")
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\nab"}]
+    example = one(turns, encoder)
+    assert vocabulary["ĊĊ"] in example.tokens
+    assert learned_runs(example, tokenizer) == ["ab<|im_end|>"]
+    assert tokenizer.decode(example.tokens[: example.prompt_tokens]).endswith("assistant\n\n")
 
 
 def test_a_stop_that_the_base_does_not_know_ends_the_run_and_is_named() -> None:
