@@ -30,7 +30,7 @@ from peftkit.base.tasks import (
 )
 from peftkit.base.tokens import grow, teach_tokens
 from peftkit.base.upstream import quiet
-from peftkit.errors import InputError
+from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -204,11 +204,23 @@ def _first_line(problem: BaseException) -> str:
     return str(problem).strip().splitlines()[0][:200] if str(problem).strip() else repr(problem)
 
 
-def stop_ids(origin: Origin, tokenizer: Any) -> frozenset[int]:
-    """Ids at which generation ends: the tokenizer's own and those the base's folder names."""
-    named: Any = tokenizer.eos_token_id
+def stop_ids(origin: Origin, tokenizer: Any, named: Sequence[str] = ()) -> frozenset[int]:
+    """Ids at which generation ends: the tokenizer's own, those the base's folder names, and more.
+
+    Raises:
+        RecipeError: one of `named` is no token of the vocabulary.
+    """
+    vocabulary = tokenizer.get_vocab() if named else {}
+    strange = next((token for token in named if token not in vocabulary), None)
+    if strange is not None:
+        raise RecipeError(
+            f"base.stop_tokens: `{strange}` is no token of this base",
+            hint="`peftkit preview RECIPE` shows the tokens of a row",
+        )
+    own: Any = tokenizer.eos_token_id
     listed: Any = None
     if (origin.folder / GENERATION).exists():
         listed = read_json(origin, GENERATION).get("eos_token_id")
-    both = [*(listed if isinstance(listed, list) else [listed]), named]
-    return frozenset(int(token) for token in both if token is not None)
+    found = [*(listed if isinstance(listed, list) else [listed]), own]
+    found += [vocabulary[token] for token in named]
+    return frozenset(int(token) for token in found if token is not None)

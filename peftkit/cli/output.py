@@ -86,9 +86,16 @@ def _measurement(value: float) -> str:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[float | str | None]], title: str | None = None
+    columns: Sequence[str],
+    rows: Sequence[Sequence[float | str | None]],
+    title: str | None = None,
+    *,
+    styles: Sequence[str] = (),
 ) -> None:
-    """Rows under headings, on stdout: words to the left, numbers to the right."""
+    """Rows under headings, on stdout: words to the left, numbers to the right.
+
+    `styles` say how each row looks on a terminal, and nothing that the row itself does not say.
+    """
     cells = [[figure(cell) for cell in row] for row in rows]
     to_the_right = [
         bool(rows) and all(not isinstance(row[i], str) for row in rows) for i in range(len(columns))
@@ -96,7 +103,7 @@ def table(
     if title:
         show(title)
     if _is_terminal(sys.stdout):
-        _rich_table(columns, cells, to_the_right)
+        _rich_table(columns, cells, to_the_right, styles)
         return
     widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
     for line in [columns, *cells]:
@@ -188,7 +195,10 @@ def _bar(total: int, description: str) -> Iterator[Update]:
 
 
 def _rich_table(
-    columns: Sequence[str], cells: Sequence[Sequence[str]], to_the_right: Sequence[bool]
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    to_the_right: Sequence[bool],
+    styles: Sequence[str],
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -197,8 +207,8 @@ def _rich_table(
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, right in zip(columns, to_the_right, strict=True):
         drawn.add_column(name, justify="right" if right else "left")
-    for line in cells:
-        drawn.add_row(*(Text(cell) for cell in line))
+    for line, style in zip(cells, styles or [""] * len(cells), strict=True):
+        drawn.add_row(*(Text(cell) for cell in line), style=style)
     Console().print(drawn)
 
 

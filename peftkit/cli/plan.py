@@ -46,6 +46,7 @@ def show_plan(plan: dict[str, Any]) -> None:
             ("epochs", output.figure(plan["epochs"])),
             ("tokens a step, about", output.figure(plan["tokens_per_step"])),
             ("rows a forward pass", output.figure(plan["micro_rows"])),
+            ("positions that hold a token, about", f"{100 * plan['fill']:.0f} %"),
             ("blocks that run again to save memory", output.figure(plan["recomputed_blocks"])),
             ("memory for the base's weights", output.size(plan["base_bytes"])),
             ("memory for training, about", output.size(memory["training"])),

@@ -13,6 +13,15 @@ from peftkit.recipe.load import load_recipe
 if TYPE_CHECKING:
     from pathlib import Path
 
+YES = "yes"
+SIGNS = {" ": "·", "\n": "↵", "\t": "→", "\\": "\\"}
+"""What stands for a character that would not be seen, or would be seen twice."""
+FIGURES = (
+    *("rows", "tokens", "trained_tokens", "stops_trained", "longest"),
+    *("cut", "cut_tokens", "cut_answers", "control_as_text", "dropped"),
+)
+"""Of a set in `data.json`, those that are shown."""
+
 
 @click.command("preview", epilog="Example: peftkit preview recipes/quickstart.yaml --rows 1")
 @recipe_argument
@@ -35,19 +44,41 @@ def command(recipe: Path, overrides: tuple[str, ...], rows: int, **flags: bool) 
 
 
 def _show_row(row: dict[str, Any]) -> None:
-    yes = "yes"
-    output.show(
-        f"{row['where']}: {len(row['tokens'])} tokens, {row['trained_tokens']} carry loss, "
-        f"{_goal(row)}, {row['cut']} cut"
-    )
+    kept = [token for token in row["tokens"] if not token["cut"]]
+    facts = [
+        f"{row['where']}: {len(kept)} tokens",
+        f"{row['trained_tokens']} carry loss",
+        _goal(row),
+        f"{row['cut']} cut",
+    ]
+    if row["cut_answers"]:
+        facts.append(f"answers cut: {row['cut_answers']}")
+    if row["control_as_text"]:
+        facts.append(f"control tokens read as text: {row['control_as_text']}")
+    output.show(", ".join(facts))
     output.table(
-        ("token", "id", "carries loss"),
+        ("token", "id", "role", "carries loss", "cut"),
         [
-            (repr(token["text"])[1:-1], token["id"], token["label"] or yes * token["trained"])
+            (
+                make_visible(token["text"]),
+                token["id"],
+                token["role"],
+                token["label"] or YES * token["trained"],
+                "cut" * token["cut"],
+            )
+            for token in row["tokens"]
+        ],
+        styles=[
+            "dim" if token["cut"] else "green" if token["trained"] else ""
             for token in row["tokens"]
         ],
     )
     output.show("")
+
+
+def make_visible(text: str) -> str:
+    """The text of a token, with a sign for each space, line end and other character without ink."""
+    return "".join(SIGNS.get(sign, repr(sign)[1:-1] if sign != "'" else sign) for sign in text)
 
 
 def _goal(row: dict[str, Any]) -> str:
@@ -61,12 +92,14 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 def _show_totals(totals: dict[str, Any]) -> None:
-    columns = ("rows", "tokens", "trained_tokens", "longest", "cut", "dropped")
-    output.table(
-        ("set", *(name.replace("_", " ") for name in columns), "skipped"),
-        [
-            (name, *(facts[column] for column in columns), len(facts["skipped"]))
-            for name, facts in totals.items()
-            if facts
-        ],
-    )
+    """One line a figure, one column a set."""
+    found = {name: facts for name, facts in totals.items() if facts}
+    lines: list[tuple[str, *tuple[Any, ...]]] = [
+        (name.replace("_", " "), *(facts[name] for facts in found.values())) for name in FIGURES
+    ]
+    lines.append(("skipped", *(len(facts["skipped"]) for facts in found.values())))
+    roles = sorted({role for facts in found.values() for role in facts["trained_by_role"]})
+    for role in roles:
+        own = (facts["trained_by_role"].get(role, 0) for facts in found.values())
+        lines.append((f"trained tokens: {role}", *own))
+    output.table(("total", *found), lines)

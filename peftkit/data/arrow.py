@@ -39,6 +39,10 @@ PLAIN: dict[str, Any] = {
     "cut": pa.int64(),
     "parts": pa.list_(pa.int64()),
     "labels": pa.list_(pa.string()),
+    "roles": pa.list_(pa.string()),
+    "stops": pa.int64(),
+    "cut_answers": pa.int64(),
+    "typed": pa.int64(),
 }
 """The other fields of an `Example`, in its order."""
 COUNTED: dict[str, Any] = {
@@ -53,7 +57,7 @@ SCHEMA = pa.schema(
 )
 SHARED = ("source", "format")
 """Of few different values, each kept once in memory."""
-TUPLES = ("parts", "labels")
+TUPLES = ("parts", "labels", "roles")
 """Short lists, empty for most tasks."""
 BATCH_ROWS, BATCH_TOKENS = 1024, 2**20
 """Of what is written, and read, at once; the more of either ends a batch."""

@@ -47,6 +47,14 @@ class Example:
     """Tokens of each text in it, where a task tells several apart: source and target, say."""
     labels: tuple[str, ...] = ()
     """Of the row, or of each token that carries loss; a number as text where one is asked for."""
+    roles: tuple[str, ...] = ()
+    """Who says each of the parts, where the row is a chat."""
+    stops: int = 0
+    """Answers that are learned up to their stop token."""
+    cut_answers: int = 0
+    """Answers that would have been, had `too_long: truncate` not taken their end off, or all."""
+    typed: int = 0
+    """Control tokens that the row spells out, and that were read as text."""
 
     @property
     def key(self) -> str:
@@ -71,6 +79,15 @@ class Example:
     def length(self) -> int:
         """Tokens in all."""
         return len(self.tokens)
+
+    @property
+    def sections(self) -> tuple[tuple[str, int], ...]:
+        """The role of each stretch of tokens, and how many they are."""
+        if self.roles:
+            return tuple(zip(self.roles, self.parts, strict=True))
+        if self.prompt_tokens:
+            return (("prompt", self.prompt_tokens), ("answer", self.length - self.prompt_tokens))
+        return (("text", self.length),)
 
     @property
     def trained_tokens(self) -> int:

@@ -1,18 +1,22 @@
-"""Rows to examples: which text is shown, which tokens are learnt, where the model must stop."""
+"""Rows to examples: which text is shown, which tokens are learnt, where the model must stop.
+
+Rows are taken some hundred at a time, so that their texts are tokenized in one call. A reader is a
+generator that asks for the tokens of its texts, or a function where one row says all.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from peftkit.data.chat import ChatError, encode_chat
-from peftkit.data.draft import Draft, Encoder, UnusableError, words
-from peftkit.data.example import Example
+from peftkit.data.chat import read_talk
+from peftkit.data.chat_check import ChatGate
+from peftkit.data.draft import Ask, Draft, Encoder, Steps, UnusableError, words
 from peftkit.data.labelled import (
     read_alike,
     read_asked_and_answered,
@@ -20,11 +24,16 @@ from peftkit.data.labelled import (
     read_source_and_target,
     read_tagged,
 )
+from peftkit.data.length import Origin, within_length
+from peftkit.data.ready import read_ready
+from peftkit.data.rows import Bad
+from peftkit.data.turns import SPEAKS, Turn, tools_of, turns_of
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from peftkit.data.example import Example
     from peftkit.data.rows import Intake, Row
 
 COLUMNS = {
@@ -34,11 +43,14 @@ COLUMNS = {
     "classification": ("text", "label"),
     "tokens": ("tokens", "tags"),
     "similar": ("anchor", "positive"),
+    "tokenized": ("input_ids",),
     "text": ("text",),
 }
 """Columns each format needs, most telling first; `auto` takes the first that all are there."""
 PLAIN_INSTRUCTION = "### Instruction:\n{0}\n\n### Response:\n"
 """How an instruction is put to a base that has no chat template."""
+ROWS_AT_ONCE = 256
+"""Rows whose texts are tokenized together; more are no quicker and take more memory."""
 
 
 def build_examples(
@@ -51,21 +63,98 @@ def build_examples(
             f"data: format `{given}` is not for `base.task: {encoder.task}`",
             hint=f"formats that are: {', '.join(readers)}",
         )
-    fitting = 0
+    gate = ChatGate(encoder)
+    fitting = False
+    left = iter(rows)
+    while chunk := list(_begin(islice(left, ROWS_AT_ONCE), given, encoder, intake)):
+        first = chunk[0]
+        if not first.kind and not fitting:  # the first row already: the source is wrong, not it
+            raise _no_format(first.row, source, readers)
+        fitting = True
+        _go_on(chunk, encoder)
+        yield from _finish(chunk, source, gate, intake)
+
+
+@dataclass(slots=True)
+class Pending:
+    """A row on its way to a draft, or to a reason why it is none."""
+
+    row: Row
+    kind: str
+    """The name of its format; empty where none fits."""
+    refused: int
+    """How many rows of the source were refused before this one was read."""
+    steps: Steps | None = None
+    asked: tuple[Ask, ...] = ()
+    draft: Draft | None = None
+    problem: str = ""
+
+    def take(self, step: Callable[[], tuple[Ask, ...]]) -> None:
+        """Do the next step, and remember what it asks for, or the draft, or what went wrong."""
+        self.asked = ()
+        try:
+            self.asked = step()
+        except StopIteration as done:
+            self.draft = done.value
+        except UnusableError as problem:
+            self.problem = str(problem)
+
+
+def _begin(rows: Iterable[Row], given: str, encoder: Encoder, intake: Intake) -> Iterator[Pending]:
+    """Rows with their readers started."""
+    readers = READERS[encoder.task]
     for row in rows:
         kind = detect_format(row, encoder.task) if given == "auto" else given
-        if kind is None and not fitting:  # the first row already: the source is wrong, not the row
-            raise _no_format(row, source, readers)
-        why = _misfit(row, kind)
-        if kind is None or why:
-            intake.refuse(row.where, why)
-            continue
-        fitting += 1
-        try:
-            draft = readers[kind](row, encoder)
-            yield from _within_length(draft, row, Origin(source, kind), encoder, intake)
-        except (UnusableError, ChatError) as problem:
-            intake.refuse(row.where, str(problem))
+        pending = Pending(row, kind or "", len(intake.found), problem=_misfit(row, kind))
+        if not pending.problem and kind:
+            pending.steps = _steps(readers[kind], row, encoder)
+            pending.take(pending.steps.__next__)
+        yield pending
+
+
+def _steps(read: Reader, row: Row, encoder: Encoder) -> Steps:
+    found = read(row, encoder)
+    return (yield from found) if isinstance(found, Generator) else found
+
+
+def _go_on(chunk: list[Pending], encoder: Encoder) -> None:
+    """Tokenize what the readers ask for, until none asks any more."""
+    while waiting := [pending for pending in chunk if pending.asked]:
+        found = iter(encoder.encode_all([ask for each in waiting for ask in each.asked]))
+        for pending in waiting:
+            own = [next(found) for _ in pending.asked]
+            pending.problem = next((each.problem for each in own if each.problem), "")
+            steps = pending.steps
+            if pending.problem or steps is None:
+                pending.asked = ()
+            else:
+                pending.take(partial(steps.send, own))
+
+
+def _finish(chunk: list[Pending], source: str, gate: ChatGate, intake: Intake) -> Iterator[Example]:
+    """The examples of some rows; what is refused here is told in row order."""
+    later = 0
+    for pending in chunk:
+        made: list[Example] = []
+        if pending.draft is not None:
+            origin = Origin(source, pending.kind)
+            try:
+                _pass_gate(pending, pending.draft, gate)
+                made = list(within_length(pending.draft, pending.row, origin, gate.encoder, intake))
+            except UnusableError as problem:
+                pending.problem = str(problem)
+        if pending.problem:
+            bad = Bad(pending.row.where, pending.problem)
+            intake.found.insert(pending.refused + later, bad)
+            later += 1
+        yield from made
+
+
+def _pass_gate(pending: Pending, draft: Draft, gate: ChatGate) -> None:
+    if draft.roles and gate.wants(draft):
+        row, chat = pending.row, pending.kind == "chat"
+        turns, tools = (turns_of(row), tools_of(row)) if chat else (_as_turns(row), None)
+        gate.check(draft, turns, tools, row.where)
 
 
 def detect_format(row: Row, task: str = "causal-lm") -> str | None:
@@ -80,11 +169,13 @@ def detect_format(row: Row, task: str = "causal-lm") -> str | None:
 
 def _misfit(row: Row, kind: str | None) -> str:
     """Why the row cannot be read as `kind`; empty where it can."""
+    if kind is not None and all(name in row.values for name in COLUMNS[kind]):
+        return ""
     has = ", ".join(f"`{name}`" for name in row.values) or "no columns"
     if kind is None:
         return f"no format fits; the row has {has}"
-    missing = next((name for name in COLUMNS[kind] if name not in row.values), None)
-    return f"format `{kind}` needs column `{missing}`; the row has {has}" if missing else ""
+    missing = next(name for name in COLUMNS[kind] if name not in row.values)
+    return f"format `{kind}` needs column `{missing}`; the row has {has}"
 
 
 def _no_format(row: Row, source: str, readers: Iterable[str]) -> InputError:
@@ -98,80 +189,74 @@ def _no_format(row: Row, source: str, readers: Iterable[str]) -> InputError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The source a row came from, and the format it was read as."""
-
-    source: str
-    format: str
-
-
-def _from_text(row: Row, encoder: Encoder) -> Draft:
+def _from_text(row: Row, encoder: Encoder) -> Steps:
     text = words(row, "text")
-    ids = encoder.encode(text, special=True)
-    end = encoder.tokenizer.eos_token_id
+    (found,) = yield (Ask(text, special=True),)
+    ids = found.ids
+    end = encoder.end_id
     if end is not None and ids[-1:] != [end]:
-        ids = [*ids, end]
-    return Draft(ids, [False, *[True] * (len(ids) - 1)], text, plain=True)
+        ids.append(end)
+    trained = np.ones(len(ids), np.bool_)
+    trained[:1] = False
+    return Draft(ids, trained, text, plain=True, typed=found.typed)
 
 
-def _from_completion(row: Row, encoder: Encoder) -> Draft:
+def _from_completion(row: Row, encoder: Encoder) -> Steps:
     prompt = words(row, "prompt", may_be_empty=True)
-    return _prompted(prompt, prompt, words(row, "completion"), encoder)
+    return (yield from _prompted(prompt, prompt, words(row, "completion"), encoder))
 
 
-def _from_instruction(row: Row, encoder: Encoder) -> Draft:
+def _from_instruction(row: Row, encoder: Encoder) -> Steps:
+    turns = _as_turns(row)
+    if encoder.tokenizer.chat_template is not None:
+        return (yield from read_talk(turns, None, encoder))
+    asked, answer = (turn["content"] for turn in turns)
+    prompt = PLAIN_INSTRUCTION.format(asked)
+    return (yield from _prompted(prompt, asked, answer, encoder))
+
+
+def _as_turns(row: Row) -> list[Turn]:
+    """An instruction as a chat of one question and its answer."""
     asked = words(row, "instruction")
     if given := words(row, "input", may_be_empty=True).strip():
         asked = f"{asked}\n\n{given}"
     answer = words(row, "output")
-    if encoder.tokenizer.chat_template is None:
-        return _prompted(PLAIN_INSTRUCTION.format(asked), asked, answer, encoder)
-    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return _from_turns(turns, encoder)
+    return [{"role": "user", "content": asked}, {"role": SPEAKS, "content": answer}]
 
 
-def _from_chat(row: Row, encoder: Encoder) -> Draft:
-    turns = row.values["messages"]
-    if not isinstance(turns, list | tuple) or not turns:
-        raise UnusableError(f"column `messages`: expected a list of turns, got `{str(turns)[:40]}`")
-    return _from_turns(list(turns), encoder)
+def _from_chat(row: Row, encoder: Encoder) -> Steps:
+    return (yield from read_talk(turns_of(row), tools_of(row), encoder))
 
 
-def _from_turns(turns: list[Any], encoder: Encoder) -> Draft:
-    chat = encode_chat(turns, encoder.tokenizer, encoder.stops)
-    last = turns[-1]["role"] == "assistant"
-    shown = "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-    asked = turns[:-1] if last else turns
+def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> Steps:
+    before, after = yield (Ask(prompt, special=True), Ask(answer))
+    end = encoder.end_id
+    given, said = before.ids, after.ids
+    if given[-1:] == [end] and len(given) > 1:  # the tokenizer closed a text that goes on
+        given = given[:-1]
+    ids = [*given, *said] if end is None else [*given, *said, end]
+    trained = np.ones(len(ids), np.bool_)
+    trained[: max(1, len(given))] = False
     return Draft(
-        chat.ids,
-        chat.trained,
-        shown,
-        prompt_tokens=chat.last_prompt if last else 0,
-        prompt="\n".join(str(turn["content"]) for turn in asked),
-        answer=str(turns[-1]["content"]) if last else None,
+        ids,
+        trained,
+        f"{shown}\n{answer}",
+        prompt_tokens=len(given),
+        prompt=shown,
+        answer=answer.strip(),
+        answers=((len(given), len(ids)),),
+        typed=before.typed + after.typed,
     )
 
 
-def _prompted(prompt: str, shown: str, answer: str, encoder: Encoder) -> Draft:
-    before = encoder.encode(prompt, special=True)
-    end = encoder.tokenizer.eos_token_id
-    if before[-1:] == [end] and len(before) > 1:  # the tokenizer closed a text that goes on
-        before = before[:-1]
-    after = encoder.encode(answer) + ([] if end is None else [end])
-    trained = [False] * len(before) + [True] * len(after)
-    trained[0] = False
-    return Draft(before + after, trained, f"{shown}\n{answer}", len(before), shown, answer.strip())
-
-
-def _from_passage(row: Row, encoder: Encoder) -> Draft:
+def _from_passage(row: Row, _: Encoder) -> Steps:
     """Text of which tokens will be hidden, without what the tokenizer adds to each piece."""
     text = words(row, "text")
-    ids = encoder.encode(text)
-    return Draft(ids, [True] * len(ids), text, plain=True)
+    (found,) = yield (Ask(text),)
+    return Draft(found.ids, [True] * len(found.ids), text, plain=True, typed=found.typed)
 
 
-Reader = Callable[["Row", Encoder], Draft]
+Reader = Callable[["Row", Encoder], Steps | Draft]
 ANSWERED: dict[str, Reader] = {
     "completion": read_source_and_target,
     "instruction": read_asked_and_answered,
@@ -182,6 +267,7 @@ READERS: dict[str, dict[str, Reader]] = {
         "chat": _from_chat,
         "instruction": _from_instruction,
         "completion": _from_completion,
+        "tokenized": read_ready,
         "text": _from_text,
     },
     "masked-lm": {"text": _from_passage},
@@ -193,130 +279,3 @@ READERS: dict[str, dict[str, Reader]] = {
     "embedding": {"similar": read_alike},
 }
 """What each task reads, by the name of the format."""
-
-
-def _within_length(
-    draft: Draft, row: Row, origin: Origin, encoder: Encoder, intake: Intake
-) -> Iterator[Example]:
-    """The draft as examples no longer than allowed; text is cut into pieces, the rest by policy."""
-    if encoder.task == "masked-lm":
-        yield from _wrapped_pieces(draft, row, origin, encoder)
-        return
-    if encoder.task != "causal-lm":
-        yield from _as_read(draft, row, origin, encoder, intake)
-        return
-    over = len(draft.ids) - encoder.max_length
-    if over > 0 and draft.plain:
-        yield from _pieces(draft, row, origin, encoder)
-        return
-    if over > 0 and encoder.too_long != "truncate":
-        _refuse_length(len(draft.ids), row, encoder, intake)
-        return
-    if not any(draft.trained[: encoder.max_length]):
-        raise UnusableError(f"no token carries loss{' after cutting' if over > 0 else ''}")
-    answered = draft.prompt_tokens < encoder.max_length  # else the cut took the answer off
-    yield Example(
-        tokens=np.asarray(draft.ids[: encoder.max_length], np.int32),
-        trained=np.asarray(draft.trained[: encoder.max_length], np.bool_),
-        where=row.where,
-        digest=row.digest,
-        text=draft.text,
-        prompt_tokens=draft.prompt_tokens if answered else 0,
-        prompt=draft.prompt,
-        answer=draft.answer if answered else None,
-        source=origin.source,
-        format=origin.format,
-        cut=max(over, 0),
-    )
-
-
-def _refuse_length(tokens: int, row: Row, encoder: Encoder, intake: Intake) -> None:
-    length = f"{tokens} tokens, longer than `data.max_length: {encoder.max_length}`"
-    if encoder.too_long == "error":
-        raise UnusableError(f"{length}; `data.too_long` may say `drop` or `truncate` instead")
-    intake.drop(row.where, length)
-
-
-def _as_read(
-    draft: Draft, row: Row, origin: Origin, encoder: Encoder, intake: Intake
-) -> Iterator[Example]:
-    """A draft that was cut as its task needs it, or is too long."""
-    if draft.over:
-        _refuse_length(encoder.max_length + draft.over, row, encoder, intake)
-        return
-    if not any(draft.trained):
-        raise UnusableError("no token carries loss")
-    yield Example(
-        tokens=np.asarray(draft.ids, np.int32),
-        trained=np.asarray(draft.trained, np.bool_),
-        where=row.where,
-        digest=row.digest,
-        text=draft.text,
-        prompt_tokens=draft.prompt_tokens,
-        prompt=draft.prompt,
-        answer=draft.answer,
-        source=origin.source,
-        format=origin.format,
-        cut=draft.cut,
-        parts=draft.parts,
-        labels=draft.labels,
-    )
-
-
-def _wrapped_pieces(draft: Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterator[Example]:
-    """A passage in pieces, each between the tokens with which the tokenizer frames a text."""
-    if not draft.ids:
-        raise UnusableError("column `text` has no token")
-    framed = encoder.encode(draft.text, special=True)
-    extra = len(framed) - len(draft.ids)
-    opening = next((at for at in range(extra + 1) if _holds(framed, draft.ids, at)), None)
-    if opening is None:
-        raise UnusableError("the tokenizer writes the text otherwise between its special tokens")
-    before, after = framed[:opening], framed[opening + len(draft.ids) :]
-    size = encoder.max_length - extra
-    if size < 2:
-        raise UnusableError(f"no text fits into `data.max_length: {encoder.max_length}`")
-    file, _, line = row.where.rpartition(":")
-    for start in range(0, len(draft.ids), size):
-        piece = draft.ids[start : start + size]
-        text = encoder.tokenizer.decode(piece, skip_special_tokens=True)
-        whole = len(piece) == len(draft.ids)
-        trained = [False] * len(before) + [True] * len(piece) + [False] * len(after)
-        yield Example(
-            tokens=np.asarray(before + piece + after, np.int32),
-            trained=np.asarray(trained, np.bool_),
-            where=row.where if whole else f"{file}:{line}+{start}",
-            digest=row.digest if whole else hashlib.sha256(text.encode()).hexdigest(),
-            text=draft.text if whole else text,
-            source=origin.source,
-            format=origin.format,
-        )
-
-
-def _holds(whole: list[int], part: list[int], at: int) -> bool:
-    return whole[at : at + len(part)] == part
-
-
-def _pieces(draft: Draft, row: Row, origin: Origin, encoder: Encoder) -> Iterator[Example]:
-    """A long passage as consecutive pieces; each token is in exactly one of them."""
-    file, _, line = row.where.rpartition(":")
-    ids, size = draft.ids, encoder.max_length
-    if size < 3:
-        raise UnusableError(f"cannot be cut into pieces of `data.max_length: {size}`")
-    starts = [*range(0, len(ids), size), len(ids)]
-    if len(ids) - starts[-2] == 1:  # a piece of one token would predict nothing
-        starts[-2] -= 1
-    for start, end in pairwise(starts):
-        piece = ids[start:end]
-        text = encoder.tokenizer.decode(piece, skip_special_tokens=True)
-        trained = np.ones(len(piece), np.bool_)
-        trained[0] = False
-        yield Example(
-            tokens=np.asarray(piece, np.int32),
-            trained=trained,
-            where=f"{file}:{line}+{start}",
-            digest=hashlib.sha256(text.encode()).hexdigest(),
-            text=text,
-            source=origin.source,
-            format=origin.format,
-        )

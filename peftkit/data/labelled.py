@@ -26,9 +26,6 @@ def read_classified(row: Row, encoder: Encoder) -> Draft:
     labels = _labels_of(row.values.get("label"), encoder)
     ids, parts, cut, over = _fit(texts, encoder)
     shown = "\n".join(texts)
-    end = encoder.tokenizer.eos_token_id
-    if ids[-1] == end and ids.count(end) > 1:
-        raise UnusableError("holds the token that closes a text, so where it ends is not clear")
     return Draft(
         ids,
         _decided_at_the_end(ids),
@@ -37,6 +34,7 @@ def read_classified(row: Row, encoder: Encoder) -> Draft:
         answer=", ".join(labels),
         parts=parts,
         labels=labels,
+        typed=encoder.typed(texts),
         cut=cut,
         over=over,
     )
@@ -50,7 +48,8 @@ def read_tagged(row: Row, encoder: Encoder) -> Draft:
         raise UnusableError(f"{len(parts)} words in `tokens`, but {len(tags)} in `tags`")
     _refuse_unknown("tags", tags, encoder)
     shown = " ".join(parts)
-    found = encoder.tokenizer(shown, return_offsets_mapping=True, verbose=False)
+    as_text = encoder.as_text(shown)
+    found = encoder.tokenizer(shown, return_offsets_mapping=True, verbose=False, **as_text)
     over = max(0, len(found["input_ids"]) - encoder.max_length)
     cut = over if encoder.too_long == "truncate" else 0
     first = _first_tokens(parts, found["offset_mapping"])
@@ -59,7 +58,11 @@ def read_tagged(row: Row, encoder: Encoder) -> Draft:
         raise UnusableError(f"word {lost + 1} in `tokens`, `{parts[lost][:20]}`, has no token")
     if cut:
         found = encoder.tokenizer(
-            shown, return_offsets_mapping=True, truncation=True, max_length=encoder.max_length
+            shown,
+            return_offsets_mapping=True,
+            truncation=True,
+            max_length=encoder.max_length,
+            **as_text,
         )
         first = _first_tokens(parts, found["offset_mapping"])
     ids: list[int] = found["input_ids"]
@@ -72,6 +75,7 @@ def read_tagged(row: Row, encoder: Encoder) -> Draft:
         prompt=shown,
         answer=answer,
         labels=kept,
+        typed=encoder.typed(shown),
         cut=cut,
         over=over - cut,
     )
@@ -103,6 +107,7 @@ def read_alike(row: Row, encoder: Encoder) -> Draft:
         prompt=texts[0],
         answer=texts[1],
         parts=tuple(len(each) for each, *_ in fitted),
+        typed=encoder.typed(texts),
         cut=sum(cut for _, _, cut, _ in fitted),
         over=max(over for *_, over in fitted),
     )
@@ -126,6 +131,7 @@ def _written(source: str, target: str, encoder: Encoder) -> Draft:
     after = encoder.encode(target)
     end = encoder.tokenizer.eos_token_id
     goal = after if end is None else [*after, end]
+    answer = (len(before), len(before) + len(goal))
     too_much = max(0, len(goal) - encoder.max_length)
     if encoder.too_long == "truncate":
         goal, cut, too_much = goal[: encoder.max_length], cut + too_much, 0
@@ -137,6 +143,8 @@ def _written(source: str, target: str, encoder: Encoder) -> Draft:
         prompt=source,
         answer=target.strip(),
         parts=(len(before), len(goal)),
+        answers=(answer,),
+        typed=encoder.typed((source, target)),
         cut=cut,
         over=max(over, too_much),
     )
@@ -144,7 +152,8 @@ def _written(source: str, target: str, encoder: Encoder) -> Draft:
 
 def _fit(texts: Sequence[str], encoder: Encoder) -> tuple[list[int], tuple[int, ...], int, int]:
     """Ids of one text or two with the tokenizer's own additions, tokens of each, cut and over."""
-    found = encoder.tokenizer(*texts, verbose=False, return_token_type_ids=True)
+    as_text = encoder.as_text(*texts)
+    found = encoder.tokenizer(*texts, verbose=False, return_token_type_ids=True, **as_text)
     over = max(0, len(found["input_ids"]) - encoder.max_length)
     cut = over if encoder.too_long == "truncate" else 0
     if cut:
@@ -154,6 +163,7 @@ def _fit(texts: Sequence[str], encoder: Encoder) -> tuple[list[int], tuple[int, 
             max_length=encoder.max_length,
             return_token_type_ids=True,
             verbose=False,
+            **as_text,
         )
     ids: list[int] = found["input_ids"]
     second = sum(found["token_type_ids"])

@@ -12,6 +12,7 @@ from peftkit.data.leakage import settle_leaks
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
 from peftkit.data.tokenized import read_source
+from peftkit.data.totals import count_tokens
 from peftkit.data.views import Chained, lengths_of, names_of, numbers_of
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SplitSection
@@ -48,6 +49,7 @@ class Dataset:
             "dropped": self.dropped,
             "blank": self.blank,
             "skipped": [{"where": bad.where, "why": bad.why} for bad in self.skipped],
+            **count_tokens(self.examples),
             "formats": names_of(self.examples, "format").used,
             "sources": self._by_source(lengths),
         }

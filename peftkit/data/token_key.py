@@ -56,7 +56,7 @@ def make_key(
     tokenizer = describe_tokenizer(encoder.tokenizer)
     if tokenizer is None or not CODE:
         return None
-    told = (each.name for each in fields(encoder) if each.name not in TOLD_OTHERWISE)
+    told = (each.name for each in fields(encoder) if each.init and each.name not in TOLD_OTHERWISE)
     facts = {
         "name": name,
         "files": [(path.name, sha256_of(path)) for path in files],

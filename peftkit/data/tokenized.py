@@ -89,6 +89,7 @@ def read_source(source: SourceSection, bad_rows: str, encoder: Encoder) -> Token
         RecipeError: there is no such source.
         InputError: the source as a whole cannot be read.
     """
+    encoder = encoder.for_source(source)
     files = find_files(source, encoder.reading.commits)
     name = source.source if source.source.startswith("hub:") else Path(source.source).name
     recital = Recital(source, name, files, bad_rows, encoder)

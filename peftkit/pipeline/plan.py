@@ -15,6 +15,7 @@ from peftkit.base.memory import (
     evaluation_bytes,
     training_bytes,
 )
+from peftkit.data.packing import expected_fill
 from peftkit.data.views import lengths_of
 from peftkit.errors import RecipeError
 from peftkit.evaluate.losses import BATCH_TOKENS
@@ -38,6 +39,8 @@ class Plan:
     rows_per_step: int
     tokens_per_step: int
     micro_rows: int
+    fill: float
+    """Share of the positions that hold a token, where rows do not lie flat in one."""
     recomputed_blocks: int
     """Blocks that keep only what enters them and run again for the backward pass."""
     base_bytes: int
@@ -80,6 +83,13 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         rows_per_step=rows,
         tokens_per_step=round(tokens / len(examples) * rows),
         micro_rows=micro,
+        fill=expected_fill(
+            lengths_of(examples),
+            rows=rows,
+            micro_rows=micro,
+            packing=recipe.data.packing and setup.task.packs,
+            seed=recipe.seed,
+        ),
         recomputed_blocks=load.recomputed,
         base_bytes=sizes.shape.weight_bytes(bytes_a_number),
         memory_bytes={"training": training, "evaluation": evaluation},

@@ -103,7 +103,7 @@ def set_up(
     reading = Reading(fresh_data, resolve(_names_on_hub(recipe), commits or {}))
     origin = locate(recipe.base)
     tokenizer = load_tokenizer(origin, recipe.base.add_tokens)
-    stops = stop_ids(origin, tokenizer)
+    stops = stop_ids(origin, tokenizer, recipe.base.stop_tokens)
     device = choose_device()
     _refuse_split_batches(recipe)
     frozen = recipe.adapter.method not in IN_PLACE
@@ -157,7 +157,7 @@ def make_encoder(
 ) -> Encoder:
     """How rows become tokens for a base and its task."""
     length, policy = section.max_length, section.too_long
-    return Encoder(tokenizer, stops, length, policy, base.task, base.names, reading)
+    return Encoder(tokenizer, stops, length, policy, base.task, base.names, reading=reading)
 
 
 def task_of(base: BaseSection, origin: Origin, tokenizer: Any) -> Task:

@@ -103,7 +103,7 @@ def open_target(
     return Target(
         base=base,
         model=model.eval(),
-        stops=stop_ids(base.origin, base.tokenizer),
+        stops=stop_ids(base.origin, base.tokenizer, section.stop_tokens),
         section=section,
         recipe=recipe,
         templated=template and _trained_on_turns(folder, recipe, [each.folder for each in placed]),

@@ -47,7 +47,7 @@ def _each_once(value: Any) -> Any:
 Tokens = Annotated[
     tuple[str, ...],
     BeforeValidator(_each_once, json_schema_input_type=tuple[str, ...]),
-    Expected("a list of new tokens, each once and none of them empty, such as `[<call>, <end>]`"),
+    Expected("a list of tokens, each once and none of them empty, such as `[<call>, <end>]`"),
 ]
 
 FOUR_BITS = ("nf4", "fp4")
@@ -69,6 +69,8 @@ class BaseSection(Section):
     """`random` keeps the shape and throws the knowledge away: the from-scratch control."""
     add_tokens: Tokens = ()
     """Texts that become one token each; only their rows train beside the adapter, which is LoRA."""
+    stop_tokens: Tokens = ()
+    """Tokens at which an answer ends, beside those that the base's own files name."""
     quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
     """Linear layers in 4 (`nf4`, `fp4`) or 8 bits a number; norms, embeddings and head stay."""
     double_quant: bool = True

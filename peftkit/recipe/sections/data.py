@@ -1,9 +1,10 @@
 """The `data` section: rows to learn from, rows to judge by, and what to do with bad ones."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from peftkit.recipe.sections.learn import LearnSection
 from peftkit.recipe.sections.section import Count, Expected, Section
 
 
@@ -20,6 +21,7 @@ class SourceSection(Section):
         "chat",
         "instruction",
         "completion",
+        "tokenized",
         "text",
         "classification",
         "tokens",
@@ -30,6 +32,18 @@ class SourceSection(Section):
         dict[str, str], Expected("a section of names such as `{prompt: question}`")
     ] = Field(default_factory=dict)
     """Column names that differ, as `expected: actual`, e.g. `{prompt: question}`."""
+    learn: LearnSection = LearnSection()
+    """Which turns of a chat carry loss."""
+    control_tokens: Literal["text", "tokens"] = "text"
+    """What a row's text means where it spells out a control token such as `<|im_end|>`: `text`
+    reads it as any other text and counts it; `tokens` is for rows that hold a chat as one text."""
+
+    @model_validator(mode="after")
+    def _learn_where_there_are_turns(self) -> Self:
+        if self.learn != LearnSection() and self.format not in ("auto", "chat", "instruction"):
+            msg = f"`learn` says whose turns are learned; rows of format `{self.format}` have none"
+            raise ValueError(msg)
+        return self
 
 
 def as_sources(value: Any) -> Any:

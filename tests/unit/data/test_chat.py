@@ -1,14 +1,20 @@
 """A chat is what the tokenizer's template makes of it; answers are learnt, with their stop."""
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from peftkit.data.chat import Chat, ChatError, encode_chat
+from peftkit.data.chat import read_talk
+from peftkit.data.chat_check import find_plainly
+from peftkit.data.draft import ANSWERS, Draft, Encoder, Steps
+from peftkit.data.rows import Row
+from peftkit.data.turns import ChatError, turns_of
 from peftkit.errors import InputError
+from peftkit.recipe.sections.learn import LearnSection
 
 Turns = list[dict[str, Any]]
 ENDS_WITH_A_LINE = (
@@ -57,8 +63,38 @@ def with_template(tokenizer: Any, template: str | None) -> Any:
     return changed
 
 
-def encode(turns: Turns, tokenizer: Any) -> Chat:
-    return encode_chat(turns, tokenizer, frozenset({tokenizer.eos_token_id}))
+def encode(
+    turns: Turns,
+    tokenizer: Any,
+    stops: frozenset[int] | None = None,
+    learn: LearnSection = ANSWERS,
+    tools: list[Any] | None = None,
+) -> Draft:
+    """The draft of a chat, which is what the tokenizer itself says where that is clear."""
+    found = stops or frozenset({tokenizer.eos_token_id})
+    encoder = Encoder(tokenizer, found, 10**6, "error", learn=learn)
+    checked = turns_of(Row({"messages": turns}, "f:1"))
+    draft = ended(read_talk(checked, tools, encoder), encoder)
+    ids, trained = find_plainly(checked, tools, encoder)
+    assert draft.typed or list(draft.ids) == ids
+    assert draft.typed or trained is None or list(draft.trained) == trained
+    return draft
+
+
+def ended(steps: Steps, encoder: Encoder) -> Draft:
+    """What a reader returns, once it has been told all that it asks for."""
+    drafts: list[Draft] = []
+
+    def keep() -> Steps:
+        drafts.append((yield from steps))
+        return drafts[0]
+
+    run = keep()
+    with suppress(StopIteration):
+        asked = next(run)
+        while True:
+            asked = run.send(encoder.encode_all(asked))
+    return drafts[0]
 
 
 def rendered(turns: Turns, tokenizer: Any, *, ask: bool = False) -> list[int]:
@@ -66,7 +102,7 @@ def rendered(turns: Turns, tokenizer: Any, *, ask: bool = False) -> list[int]:
     return list(encoded["input_ids"])
 
 
-def runs(chat: Chat, tokenizer: Any) -> list[str]:
+def runs(chat: Draft, tokenizer: Any) -> list[str]:
     """Each stretch of tokens that are learnt, as text."""
     found, current = [], []
     for token, learnt in zip([*chat.ids, 0], [*chat.trained, False], strict=True):
@@ -91,9 +127,11 @@ def test_assistant_turns_are_learnt_with_their_stop_and_nothing_else(
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     assert runs(chat, own) == [f"{answer}<|end|>" for answer in answers]
     last = max(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
-    assert chat.ids[: chat.last_prompt] == rendered(turns[:last], own, ask=True)
-    assert not chat.trained[chat.last_prompt - 1]
-    assert chat.trained[chat.last_prompt]
+    start, end = chat.answers[-1]
+    assert chat.ids[:start] == rendered(turns[:last], own, ask=True)
+    assert chat.trained[start - 1 : end + 1].tolist()[:2] == [False, True]
+    assert chat.ids[end - 1] == own.eos_token_id
+    assert chat.prompt_tokens == (start if turns[-1]["role"] == "assistant" else 0)
 
 
 @given(turns=conversations())
@@ -102,13 +140,13 @@ def test_a_chat_in_which_nobody_answers_teaches_nothing(turns: Turns, tokenizer:
     chat = encode(asked, tokenizer)
     assert chat.ids == rendered(asked, tokenizer)
     assert not any(chat.trained)
-    assert chat.last_prompt == 0
+    assert chat.prompt_tokens == 0
 
 
 def test_any_stop_token_ends_a_turn(tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     for stops in ({2}, {2, 99}, {2, 0}):
-        assert runs(encode_chat(turns, tokenizer, frozenset(stops)), tokenizer) == ["b<|end|>"]
+        assert runs(encode(turns, tokenizer, frozenset(stops)), tokenizer) == ["b<|end|>"]
 
 
 @pytest.mark.parametrize("asked", ["hi", "hi<|end|>"])

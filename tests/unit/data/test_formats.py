@@ -1,6 +1,7 @@
 """Rows become tokens of which the right ones are learnt, and no row is longer than allowed."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import strategies as some
 
 from peftkit.data.draft import Encoder
 from peftkit.data.example import Example
-from peftkit.data.formats import COLUMNS, PLAIN_INSTRUCTION, READERS, build_examples, detect_format
+from peftkit.data.formats import (
+    COLUMNS,
+    PLAIN_INSTRUCTION,
+    READERS,
+    ROWS_AT_ONCE,
+    build_examples,
+    detect_format,
+)
 from peftkit.data.rows import Intake, Row
 from peftkit.errors import InputError
 
@@ -331,3 +339,35 @@ def test_a_missing_column_is_told(kind: str, tokenizer: Any) -> None:
 def test_odd_but_valid_characters_are_kept(odd: str, tokenizer: Any) -> None:
     example = one({"text": odd}, encoder(tokenizer, max_length=2000))
     assert tokenizer.decode(example.tokens.tolist()) == f"<|bos|>{odd}<|end|>"
+
+
+def test_bad_rows_are_told_in_the_order_of_the_file(tokenizer: Any) -> None:
+    """Some are found while rows are read, some hundred at a time, and others after that."""
+    intake = Intake("error")
+
+    def read() -> Iterator[Row]:
+        yield Row({"text": "good"}, "f:1")
+        yield Row({"text": ""}, "f:2")
+        intake.refuse("f:3", "not JSON")
+        yield Row({"text": "a\ud800"}, "f:4")
+        yield Row({"messages": []}, "f:5")
+        intake.refuse("f:6", "not JSON")
+
+    assert len(list(build_examples(read(), "auto", "f", encoder(tokenizer), intake))) == 1
+    assert [bad.where for bad in intake.found] == ["f:2", "f:3", "f:4", "f:5", "f:6"]
+
+
+def test_only_some_rows_are_held_at_once(tokenizer: Any) -> None:
+    read = []
+
+    def count() -> Iterator[Row]:
+        for number in range(3 * ROWS_AT_ONCE):
+            read.append(number)
+            yield Row({"text": f"row {number}"}, f"f:{number}")
+
+    examples = build_examples(count(), "text", "f", encoder(tokenizer), Intake("error"))
+    places = []
+    for example in examples:
+        places.append(example.where)
+        assert len(read) <= (len(places) // ROWS_AT_ONCE + 1) * ROWS_AT_ONCE
+    assert places == [f"f:{number}" for number in range(3 * ROWS_AT_ONCE)]

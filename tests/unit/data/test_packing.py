@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from peftkit.data.packing import fill, pack
+from peftkit.data.batch import Layout, make_update
+from peftkit.data.example import Example
+from peftkit.data.packing import DRAWN, expected_fill, fill, pack
+from peftkit.data.task import Task
 
 CAPACITY = 64
 documents = some.lists(some.integers(1, CAPACITY), max_size=60)
@@ -66,3 +69,44 @@ def test_rows_are_at_least_97_percent_full(seed: int) -> None:
 def test_no_documents_are_no_rows() -> None:
     assert pack([], 8) == []
     assert fill([], [], 8) == 0.0
+
+
+@given(
+    lengths=some.lists(some.integers(1, CAPACITY), min_size=1, max_size=40),
+    rows=some.integers(1, 12),
+    micro_rows=some.integers(1, 5),
+    packing=some.booleans(),
+    seed=some.integers(0, 3),
+)
+def test_the_fill_that_is_expected_is_that_of_the_batches(
+    lengths: list[int], rows: int, micro_rows: int, *, packing: bool, seed: int
+) -> None:
+    told = expected_fill(
+        np.array(lengths), rows=rows, micro_rows=micro_rows, packing=packing, seed=seed
+    )
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    assert len(lengths) <= DRAWN * rows
+    task = Task("causal-lm" if packing else "classification", ("x",))
+    layout = Layout(packing, micro_rows, 0, task=task)
+    documents = [
+        Example(np.ones(size, np.int32), np.ones(size, bool), "", "", "", labels=("x",))
+        for size in lengths
+    ]
+    updates = [
+        make_update([documents[at] for at in order[start : start + rows]], layout)
+        for start in range(0, len(lengths), rows)
+    ]
+    places = sum(batch.inputs.numel() for update in updates for batch in update.micro_batches)
+    assert told == pytest.approx(sum(lengths) / places)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_larger_update_packs_better(seed: int) -> None:
+    drawn = np.random.default_rng(seed).lognormal(5, 0.8, 2000)
+    lengths = np.clip(drawn, 1, 1024).astype(np.int64)
+    fills = [
+        expected_fill(lengths, rows=rows, micro_rows=4, packing=True, seed=seed)
+        for rows in (4, 16, 64)
+    ]
+    assert fills == sorted(fills)
+    assert fills[-1] >= 0.95

@@ -14,6 +14,7 @@ from peftkit.data import token_key
 from peftkit.data.draft import Encoder, Reading
 from peftkit.data.token_key import TOLD_OTHERWISE, describe_tokenizer, digest_code, make_key
 from peftkit.recipe.sections.data import SourceSection
+from peftkit.recipe.sections.learn import LearnSection
 
 
 def key(folder: Path, tokenizer: Any, **changed: Any) -> str | None:
@@ -71,6 +72,7 @@ def other_than(value: Any, annotation: Any = None) -> Any:
         tuple: lambda: (*value, "x"),
         frozenset: lambda: value | {99},
         dict: lambda: {**value, "x": "y"},
+        LearnSection: lambda: LearnSection(turns="last"),
     }
     return kinds[type(value)]()
 
@@ -78,7 +80,9 @@ def other_than(value: Any, annotation: Any = None) -> Any:
 def test_each_setting_counts_and_one_that_is_added_does_too(tmp_path: Path, tokenizer: Any) -> None:
     encoder = Encoder(tokenizer, frozenset({2}), 64, "drop")
     source = SourceSection(source=str(tmp_path))
-    settings = [each.name for each in fields(Encoder) if each.name not in TOLD_OTHERWISE]
+    settings = [
+        each.name for each in fields(Encoder) if each.init and each.name not in TOLD_OTHERWISE
+    ]
     keys = [make_key(source, "data", [], "skip", encoder)]
     for name in settings:
         changed = replace(encoder, **{name: other_than(getattr(encoder, name))})

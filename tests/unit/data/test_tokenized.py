@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub
 import numpy as np
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 from huggingface_hub import constants
+from transformers import BatchEncoding
 
 from peftkit.data import tokenized
 from peftkit.data.arrow import SCHEMA, ArrowExamples
@@ -101,6 +102,7 @@ ROWS: dict[str, Rows] = {
         {"instruction": "say it", "input": None, "output": " yes "},
     ],
     "completion": [{"prompt": "one ", "completion": "two"}, {"prompt": "", "completion": "x"}],
+    "tokenized": [{"input_ids": [7, 8, 9, 2]}, {"input_ids": [7, 8], "labels": [-100, 8]}],
     "text": [{"text": "plain words"}, {"text": "long " * 40}, {"text": "tail"}],
 }
 
@@ -440,10 +442,12 @@ def test_a_tokenizer_that_cannot_be_told_is_used_without(tmp_path: Path, cache: 
         """One token a byte, in Python only."""
 
         eos_token_id = 0
+        unk_token_id = None
         chat_template = None
+        added_tokens_decoder: ClassVar[dict[int, object]] = {}
 
-        def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-            return {"input_ids": list(text.encode())}
+        def __call__(self, texts: list[str], **_: object) -> BatchEncoding:
+            return BatchEncoding({"input_ids": [list(text.encode()) for text in texts]})
 
     source = write(tmp_path / "a.jsonl", [{"text": "ab"}])
     found = read_source(source, "error", Encoder(Spelling(), frozenset({0}), 64, "error"))
