@@ -39,6 +39,7 @@ PLAIN: dict[str, Any] = {
     "cut": pa.int64(),
     "parts": pa.list_(pa.int64()),
     "labels": pa.list_(pa.string()),
+    "columns": pa.list_(pa.string()),
 }
 """The other fields of an `Example`, in its order."""
 SCHEMA = pa.schema(
@@ -46,7 +47,7 @@ SCHEMA = pa.schema(
 )
 SHARED = ("source", "format")
 """Of few different values, each kept once in memory."""
-TUPLES = ("parts", "labels")
+TUPLES = ("parts", "labels", "columns")
 """Short lists, empty for most tasks."""
 NOT_TAKEN = b"not_taken"
 BATCH_ROWS = 4096

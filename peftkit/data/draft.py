@@ -22,6 +22,8 @@ class Encoder:
     task: str = "causal-lm"
     labels: tuple[str, ...] = ()
     """The only ones a row may have; empty while any may come."""
+    columns: tuple[str, ...] = ()
+    """Whose values every example keeps, because rows are held out by them."""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids of `text`, with the tokenizer's own additions only if asked for."""

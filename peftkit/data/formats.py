@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from peftkit.data.chat import ChatError, encode_chat
+from peftkit.data.columns import keep_columns
 from peftkit.data.draft import Draft, Encoder, UnusableError, words
 from peftkit.data.example import Example
 from peftkit.data.labelled import (
@@ -63,7 +64,9 @@ def build_examples(
         fitting += 1
         try:
             draft = readers[kind](row, encoder)
-            yield from _within_length(draft, row, Origin(source, kind), encoder, intake)
+            columns = keep_columns(row, encoder.columns, first=fitting == 1)
+            for example in _within_length(draft, row, Origin(source, kind), encoder, intake):
+                yield replace(example, columns=columns) if columns else example
         except (UnusableError, ChatError) as problem:
             intake.refuse(row.where, str(problem))
 

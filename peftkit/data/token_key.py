@@ -58,6 +58,7 @@ def make_key(
         "files": [(path.name, sha256_of(path)) for path in files],
         "format": source.format,
         "columns": list(source.columns.items()),
+        "kept": list(encoder.columns),
         "bad_rows": bad_rows,
         "max_length": encoder.max_length,
         "too_long": encoder.too_long,

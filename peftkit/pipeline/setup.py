@@ -75,10 +75,6 @@ class Setup:
         made = f"seed {self.seed}" if base.weights == "random" else base.quantize
         return f"{self.digest} {made} {base.double_quant}"
 
-    def encoder(self, section: DataSection) -> Encoder:
-        """How this run's rows become tokens."""
-        return make_encoder(self.base, section, self.tokenizer, self.stops)
-
 
 def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     """Find the base, read its tokenizer, and turn the data into examples.
@@ -94,7 +90,8 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     base, why = settle_dtype(recipe.base, origin, device, frozen=frozen)
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
-    data = prepare_data(recipe.data, make_encoder(base, recipe.data, tokenizer, stops))
+    encoder = make_encoder(base, recipe.data, tokenizer, stops)
+    data = prepare_data(recipe.data, encoder, recipe.evaluate.remember)
     base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:
