@@ -59,9 +59,20 @@ def test_another_source_or_recipe_has_another_key(
     assert key(tmp_path, tokenizer, **changed) not in (before, None)
 
 
+def test_columns_that_are_kept_count(tmp_path: Path, tokenizer: Any) -> None:
+    source, plan = SourceSection(source=str(tmp_path)), (tokenizer, frozenset({2}), 64, "drop")
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n')
+    keys = {
+        make_key(source, "a", [path], "skip", Encoder(*plan, columns=columns))
+        for columns in ((), ("author",), ("date",), ("author", "date"))
+    }
+    assert len(keys - {None}) == 4
+
+
 def test_what_is_counted_is_all_there_is() -> None:
     """Who adds a setting has to say in the key what it is."""
-    counted = {"tokenizer", "stops", "max_length", "too_long", "task", "labels"}
+    counted = {"tokenizer", "stops", "max_length", "too_long", "task", "labels", "columns"}
     assert {field.name for field in fields(Encoder)} == counted
     assert set(SourceSection.model_fields) == {"source", "format", "columns"}
 
