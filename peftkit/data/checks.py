@@ -37,7 +37,7 @@ class Checks:
     split: Mapping[str, Any]
     """What `split.json` says: of each set that was held out, how, and its rows by digest."""
     leaked: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """Of each set that is judged by, where the rows stand that leaked and were kept."""
+    """Of each set that is judged by, the digests of the rows that leaked and were kept."""
 
 
 def splits_of(section: DataSection) -> dict[str, SplitSection]:

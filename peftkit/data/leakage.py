@@ -64,7 +64,7 @@ class Settled:
     train: Hashed
     held: Mapping[str, Hashed]
     leaked: Mapping[str, frozenset[str]]
-    """Of each set that is judged by, where the rows stand that leaked and were kept."""
+    """Of each set that is judged by, the digests of the rows that leaked and were kept."""
     facts: Mapping[str, Any]
     """What `data.json` says of leakage."""
 
@@ -125,7 +125,10 @@ def settle_leaks(
         _refuse_copies({name: leaks for name, leaks in found.items() if name != "remember"})
     facts = _describe(policy, found, held)
     if policy != "remove":
-        leaked = {name: frozenset(pair.right for pair in found[name].pairs) for name in held}
+        leaked = {
+            name: frozenset(rows.examples[pair.row].digest for pair in found[name].pairs)
+            for name, rows in held.items()
+        }
         return Settled(train, held, leaked, facts)
     gone = sorted({place for name in apart for place in found[name].trained})
     clean = {

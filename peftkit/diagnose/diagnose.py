@@ -8,10 +8,15 @@ from peftkit.diagnose.checks import (
     check_answers,
     check_effect,
     check_forgetting,
-    check_leakage,
     check_learning_rate,
     check_length,
     check_overfitting,
+)
+from peftkit.diagnose.repeats import (
+    check_conflicts,
+    check_duplicates,
+    check_kept_apart,
+    check_leakage,
 )
 from peftkit.report.record import EVALUATIONS, STEPS
 
@@ -28,7 +33,10 @@ def diagnose(run: RunFolder) -> list[Finding]:
     steps, evaluations = run.lines(STEPS), run.lines(EVALUATIONS)
     found = [
         check_effect(metrics),
-        check_leakage(data),
+        check_leakage(data, metrics),
+        *check_kept_apart(data),
+        check_duplicates(data),
+        check_conflicts(data),
         check_forgetting(metrics),
         check_overfitting(evaluations, steps),
         check_learning_rate(steps),

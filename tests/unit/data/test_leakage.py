@@ -147,7 +147,7 @@ def test_a_warning_keeps_every_row_and_says_which_leaked() -> None:
     assert settled.held == held
     assert settled.facts["exact"] == 3
     assert [pair["right"] for pair in settled.facts["pairs"]] == ["val:1", "test:1", "test:2"]
-    assert settled.leaked == {"validation": {"val:1"}, "test": {"test:1", "test:2"}}
+    assert settled.leaked == {"validation": {"val1"}, "test": {"test1", "test2"}}
 
 
 def test_off_looks_at_nothing() -> None:
