@@ -64,7 +64,7 @@ def check_rows(
     """
     rows, duplicates = settle_duplicates(section.duplicates, hash_rows(train))
     rows, held = hold_out(rows, splits)
-    split = {
+    split = dict.fromkeys(("validation", "test")) | {
         name: {"fraction": splits[name].fraction, "by": splits[name].by}
         | {"rows": [example.digest for example in found.examples]}
         for name, found in held.items()

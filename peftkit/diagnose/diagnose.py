@@ -13,10 +13,11 @@ from peftkit.diagnose.checks import (
     check_overfitting,
 )
 from peftkit.diagnose.repeats import (
+    check_benchmarks,
     check_conflicts,
     check_duplicates,
-    check_kept_apart,
     check_leakage,
+    check_remembered,
 )
 from peftkit.report.record import EVALUATIONS, STEPS
 
@@ -34,7 +35,8 @@ def diagnose(run: RunFolder) -> list[Finding]:
     found = [
         check_effect(metrics),
         check_leakage(data, metrics),
-        *check_kept_apart(data),
+        check_benchmarks(data),
+        check_remembered(data),
         check_duplicates(data),
         check_conflicts(data),
         check_forgetting(metrics),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peftkit.diagnose.finding import Finding, Severity
+from peftkit.diagnose.finding import Finding
 from peftkit.report.wording import count, metric, plural
 
 if TYPE_CHECKING:
@@ -17,11 +17,6 @@ REPEATED = 0.05
 """Share of the training rows that may repeat earlier ones."""
 CONTRADICTED = 0.01
 """Share of the training rows that others may label otherwise."""
-APART: dict[str, tuple[str, str, Severity]] = {
-    "benchmarks": ("benchmark-leakage", "benchmark rows", "problem"),
-    "remember": ("trained-on-remembered", "rows of `evaluate.remember`", "note"),
-}
-"""What must not be trained on: the finding, what the rows are, and how bad a copy is."""
 
 
 def check_leakage(data: Mapping[str, Any], metrics: Mapping[str, Any]) -> Finding | None:
@@ -63,24 +58,51 @@ def _clean(metrics: Mapping[str, Any]) -> str:
     return f"; {label} is {without} on the {rows} that did not leak, {with_all} on all"
 
 
-def check_kept_apart(data: Mapping[str, Any]) -> list[Finding]:
-    """Whether benchmark rows, or rows that must be remembered, were trained on."""
-    sets, policy = data["leakage"].get("sets", {}), data["leakage"]["policy"]
-    return [_apart(name, sets[name], left_out=policy == "remove") for name in APART if name in sets]
-
-
-def _apart(name: str, counts: Mapping[str, int], *, left_out: bool) -> Finding:
-    kind, what, severe = APART[name]
-    total = counts["exact"] + counts["near"]
+def check_benchmarks(data: Mapping[str, Any]) -> Finding | None:
+    """Whether rows of `data.benchmarks` were trained on."""
+    counts = data["leakage"].get("sets", {}).get("benchmarks")
+    if counts is None:
+        return None
+    total, said = _apart(counts, "benchmark rows")
     if not total:
-        return Finding(kind, "ok", 0.0, 0.0, f"none of the {what} is a training row")
+        return Finding("benchmark-leakage", "ok", 0.0, 0.0, "no benchmark row is a training row")
+    left_out = data["leakage"]["policy"] == "remove"
+    return Finding(
+        "benchmark-leakage",
+        "note" if left_out or not counts["exact"] else "problem",
+        total,
+        0.0,
+        f"{said}; they were left out of training" if left_out else said,
+        "" if left_out else "`data.leakage: remove` leaves them out of training",
+    )
+
+
+def check_remembered(data: Mapping[str, Any]) -> Finding | None:
+    """Whether what must be remembered was trained on."""
+    counts = data["leakage"].get("sets", {}).get("remember")
+    if counts is None:
+        return None
+    total, said = _apart(counts, "rows of `evaluate.remember`")
+    if not total:
+        fine = "no row of `evaluate.remember` is a training row"
+        return Finding("trained-on-remembered", "ok", 0.0, 0.0, fine)
+    left_out = data["leakage"]["policy"] == "remove"
+    return Finding(
+        "trained-on-remembered",
+        "note",
+        total,
+        0.0,
+        f"{said}; they were left out of training"
+        if left_out
+        else f"{said}: their loss says how well they were learned, not what is forgotten",
+        "" if left_out else "name other text under `evaluate.remember`",
+    )
+
+
+def _apart(counts: Mapping[str, int], what: str) -> tuple[int, str]:
+    """How many rows of a set that must not be trained on were, as a number and in words."""
     said = f"{count(counts['exact'])} {what} are training rows, {count(counts['near'])} nearly so"
-    if left_out:
-        return Finding(kind, "note", total, 0.0, f"{said}; they were left out of training")
-    advice = "`data.leakage: remove` leaves them out of training"
-    if name == "remember":
-        said = f"{said}: their loss says how well they were learned, not what is forgotten"
-    return Finding(kind, severe if counts["exact"] else "note", total, 0.0, said, advice)
+    return counts["exact"] + counts["near"], said
 
 
 def check_duplicates(data: Mapping[str, Any]) -> Finding | None:

@@ -76,7 +76,7 @@ def _as_test(value: Any) -> Any:
 
 
 def _test_kind(value: Any) -> str:
-    held_out = isinstance(value, dict) and "source" not in value
+    held_out = isinstance(value, dict) and not value.keys() & SourceSection.model_fields.keys()
     return "split" if held_out or isinstance(value, SplitSection) else "sources"
 
 

@@ -17,10 +17,7 @@ class SplitSection(Section):
         Field(pattern=r"^(random|stratified|(group|time):\S(.*\S)?)$", examples=["group:author"]),
         Expected("`random`, `stratified`, `group:<column>` or `time:<column>`"),
     ] = "random"
-    """`random`, `stratified` by label, whole groups (`group:author`), or the latest (`time:date`).
-
-    Apart from time, a row's own content decides, so added rows leave the old ones where they were.
-    """
+    """`random`, `stratified` by label, whole `group:<column>`, or the latest `time:<column>`."""
 
     @property
     def kind(self) -> str:

@@ -8,10 +8,11 @@ from peftkit.diagnose.finding import Finding
 from peftkit.diagnose.repeats import (
     CONTRADICTED,
     REPEATED,
+    check_benchmarks,
     check_conflicts,
     check_duplicates,
-    check_kept_apart,
     check_leakage,
+    check_remembered,
 )
 
 Figures = dict[str, Any]
@@ -102,11 +103,14 @@ def apart(policy: str, **sets: tuple[int, int]) -> Figures:
             [("benchmark-leakage", "problem"), ("trained-on-remembered", "note")],
         ),
         (apart("warn", benchmarks=(0, 2)), [("benchmark-leakage", "note")]),
-        (apart("remove", benchmarks=(5, 2)), [("benchmark-leakage", "note")]),
+        (
+            apart("remove", benchmarks=(5, 2), remember=(1, 0)),
+            [("benchmark-leakage", "note"), ("trained-on-remembered", "note")],
+        ),
     ],
 )
 def test_what_was_to_be_kept_apart(data: Figures, findings: list[tuple[str, str]]) -> None:
-    told = check_kept_apart(data)
+    told = [each for each in (check_benchmarks(data), check_remembered(data)) if each]
     assert [(each.id, each.severity) for each in told] == findings
     for each in told:
         assert ("left out" in each.sentence) == (data["leakage"]["policy"] == "remove")
