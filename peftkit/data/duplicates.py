@@ -1,7 +1,7 @@
 """Training rows that repeat one another: which, how often, and what the recipe does about it.
 
 Copies are found in a set of any size. Nearly the same rows are looked for among up to `MOST`
-different ones, which takes about 50 µs of processor time and 0.9 kB of memory a row.
+different ones, which takes about 0.1 ms of processor time and 1.6 kB of memory a row.
 """
 
 from __future__ import annotations
