@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from peftkit.data.duplicates import settle_duplicates
 from peftkit.data.example import Example, words_of
 from peftkit.data.hashed import Hashed, hash_rows
 from peftkit.data.leakage import find_leaks
-from peftkit.data.near import BANDS, NEAR, ROWS, shingles_of, similarity, sketch
+from peftkit.data.near import BANDS, NEAR, ROWS, Index, shingles_of, similarity, sketch
 from peftkit.data.views import View
 
 if TYPE_CHECKING:
@@ -224,10 +225,32 @@ def index_with_datasketch(rows: Hashed) -> int:
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
-    before = anonymous()
     for row, each in enumerate(sketches_of([e.text for e in rows.examples], MinHash)):
         index.insert(row, each)
-    return anonymous() - before
+    return len(rows)
+
+
+def measure_index(rows: int = 2_000) -> dict[str, float]:
+    """Bytes a row that each index holds on to, the sketches left out."""
+    from datasketch import MinHash, MinHashLSH
+
+    train, _ = make_sides(rows, 0)
+    sketches = sketch(train.texts)
+    held = {}
+    tracemalloc.start()
+    for name in ("datasketch", "ours"):
+        before = tracemalloc.get_traced_memory()[0]
+        if name == "ours":
+            index: Any = Index(sketches)
+        else:
+            index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
+            for row, values in enumerate(sketches):
+                given = {"seed": 1, "scheme": "affine32", "hashvalues": values}
+                index.insert(row, MinHash(num_perm=BANDS * ROWS, **given))
+        held[name] = (tracemalloc.get_traced_memory()[0] - before) / rows
+        del index
+    tracemalloc.stop()
+    return held
 
 
 def measure_ratios() -> dict[str, Any]:
@@ -252,7 +275,7 @@ def measure_ratios() -> dict[str, Any]:
         (other,) = [arm for arm in arms if arm.startswith(f"{name},")]
         found = [b / a for a, b in zip(seconds[name], seconds[other], strict=True)]
         ratios[name] = {"median": statistics.median(found), "range": [min(found), max(found)]}
-    return {"rows": SMALLER, "cpu_seconds": seconds, "said": said, "datasketch_over_ours": ratios}
+    return {"rows": SMALLER, "cpu_seconds": seconds, "found": said, "datasketch_over_ours": ratios}
 
 
 def measure_known(material: Path) -> dict[str, Any]:
@@ -300,6 +323,7 @@ def main() -> None:
         "size": json.loads(done.stdout),
         "finding": measure_finding(),
         "ratios": measure_ratios(),
+        "index_bytes_a_row": measure_index(),
         "known": measure_known(options.material),
     }
     print(json.dumps(measured, indent=2))
