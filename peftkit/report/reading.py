@@ -149,7 +149,7 @@ def _split(name: str, raw: Loose) -> Split:
 
 
 def _leakage(raw: Loose) -> Leakage | None:
-    if not raw:
+    if raw.get("exact") is None:  # not described, or not looked for
         return None
     return Leakage(
         exact=whole(raw.get("exact")) or 0,

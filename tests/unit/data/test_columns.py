@@ -87,6 +87,21 @@ def test_groups_times_and_pieces_of_a_long_text_are_held_out_whole(
         assert len(split[name]["rows"]) > 8
 
 
+def test_leaving_copies_out_unties_groups(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [
+        {"text": text, "from": number}
+        for number in range(20)
+        for text in ("thanks", f"letter {number}")
+    ]
+    how = {"validation": {"fraction": 0.4, "by": "group:from"}}
+    with pytest.raises(InputError, match="copies of a text tie all together"):
+        prepare(tmp_path / "a.jsonl", rows, tokenizer, **how)
+    data = prepare(tmp_path / "a.jsonl", rows, tokenizer, duplicates="remove", **how)
+    assert data.facts["duplicates"]["exact"] == 19
+    assert data.facts["train"]["rows"] + data.facts["validation"]["rows"] == 21
+    assert data.facts["validation"]["rows"] > 2
+
+
 def test_a_row_that_lacks_the_column_follows_the_policy(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"text": f"row {number}", "from": number} for number in range(20)]
     rows.insert(7, {"text": "nobody's"})

@@ -60,6 +60,17 @@ def test_the_most_repeated_rows_come_first() -> None:
     assert facts["most"][0]["text"] == "b"
 
 
+def test_a_row_repeats_what_its_like_repeats() -> None:
+    words = [f"word{number}" for number in range(60)]
+    rows = [list(words) for _ in range(3)]
+    rows[1][20] = rows[2][20] = "changed"
+    rows[2][40] = "changed as well"
+    assert jaccard(rows[0], rows[2]) < NEAR < jaccard(rows[1], rows[2])
+    kept, facts = settle_duplicates("remove", hashed("f", *map(" ".join, rows)))
+    assert where(kept) == ["f:1"]
+    assert [(item["rows"], item["where"]) for item in facts["most"]] == [(3, "f:1")]
+
+
 def test_copies_are_refused_if_asked_for() -> None:
     with pytest.raises(InputError, match="2 training rows repeat an earlier one") as refusal:
         settle_duplicates("error", hashed("f", "a", "b", "A", "b!"))
