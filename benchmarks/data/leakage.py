@@ -198,34 +198,35 @@ def make_sides(rows: int, others: int) -> tuple[Texts, Texts]:
 
 def find_with_datasketch(train: Hashed, held: Hashed) -> int:
     """Near leaks by datasketch's own index, verified in the same way."""
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
     texts = [example.text for example in held.examples]
-    for row, each in enumerate(sketches_of(texts, MinHash)):
+    for row, each in enumerate(sketches_of(iter(texts))):
         index.insert(row, each)
     found = set()
-    others = (example.text for example in train.examples)
-    for text, each in zip(
-        others, sketches_of([e.text for e in train.examples], MinHash), strict=True
-    ):
+    others = [example.text for example in train.examples]
+    for text, each in zip(others, sketches_of(iter(others)), strict=True):
         for row in index.query(each):
             if similarity(shingles_of(text), shingles_of(texts[row])) >= NEAR:
                 found.add(row)
     return len(found)
 
 
-def sketches_of(texts: list[str], kind: Any) -> Iterator[Any]:
-    for values in sketch(texts):
-        yield kind(num_perm=BANDS * ROWS, seed=1, scheme="affine32", hashvalues=values)
+def sketches_of(texts: Iterator[str]) -> Iterator[Any]:
+    """Sketches as datasketch makes them, which share what they can."""
+    from datasketch import MinHash
+
+    encoded = ([each.encode() for each in shingles_of(text)] for text in texts)
+    return MinHash.generator(encoded, num_perm=BANDS * ROWS, seed=1, scheme="affine32")
 
 
 def index_with_datasketch(rows: Hashed) -> int:
     """All rows in datasketch's own index, as looking for duplicates would need it."""
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
-    for row, each in enumerate(sketches_of([e.text for e in rows.examples], MinHash)):
+    for row, each in enumerate(sketches_of(example.text for example in rows.examples)):
         index.insert(row, each)
     return len(rows)
 
