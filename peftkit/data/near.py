@@ -1,8 +1,8 @@
 """Rows that are nearly the same: MinHash sketches, bands that agree, and the true overlap.
 
-The sketches are datasketch's. Its index is not used: a row takes 8.0 kB in its
-dictionaries, against 0.4 kB in sorted arrays, and it returns all rows of a band. Where many are
-alike, as those of one template are, that is a pair for each two; here `CROWD` are looked at.
+The sketches are datasketch's. Its index is not used: a row takes 8.0 kB in its dictionaries,
+against 0.4 kB in sorted arrays, and it returns all rows of a band. Where many are alike, as those
+of one template are, that is a pair for each two; here `CROWD` are looked at.
 """
 
 from __future__ import annotations
