@@ -43,6 +43,7 @@ PLAIN: dict[str, Any] = {
     "stops": pa.int64(),
     "cut_answers": pa.int64(),
     "typed": pa.int64(),
+    "columns": pa.list_(pa.string()),
 }
 """The other fields of an `Example`, in its order."""
 COUNTED: dict[str, Any] = {
@@ -57,7 +58,7 @@ SCHEMA = pa.schema(
 )
 SHARED = ("source", "format")
 """Of few different values, each kept once in memory."""
-TUPLES = ("parts", "labels", "roles")
+TUPLES = ("parts", "labels", "roles", "columns")
 """Short lists, empty for most tasks."""
 BATCH_ROWS, BATCH_TOKENS = 1024, 2**20
 """Of what is written, and read, at once; the more of either ends a batch."""

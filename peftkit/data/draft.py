@@ -84,6 +84,8 @@ class Encoder:
     """The only ones a row may have; empty while any may come."""
     learn: LearnSection = ANSWERS
     control_tokens: str = "text"
+    columns: tuple[str, ...] = ()
+    """Whose values every example keeps, because rows are held out by them."""
     reading: Reading = AS_IT_IS
     _control: list[Control] = field(default_factory=list, init=False, repr=False, compare=False)
 

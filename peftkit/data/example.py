@@ -19,8 +19,14 @@ PUNCTUATION = re.escape(
     ".,;:!?…'\"“”\u2018\u2019«»()—–_`¡¿。、「」『』\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
 )
 """What prose may differ in and stay the same; `=`, `-` or `#` make another formula or molecule."""
-WORD = re.compile(rf"[^\W_]+|[^\w\s{PUNCTUATION}]")
+CONTROL = r"\x00-\x1f\x7f-\x9f"
+HYPHEN = r"(?<=[^\W\d_]{2})-(?=[^\W\d_])|(?<=[^\W\d_])-(?=[^\W\d_]{2})"
+"""Within a word, as in `top-up`; `x-y`, `3-4` and `a - b` keep theirs."""
+CLOSING = r"(?<=\d)[+&](?=\s*(?:[^\W\d_]{4,}+(?!\()|[^\w\s\[\](){}<>=*/^$\\-]|$))"
+"""Behind a number and before no other operand, as in `18+ only`; `2+3` and `[NH4+]` keep theirs."""
+WORD = re.compile(rf"[^\W_]+|(?!{HYPHEN}|{CLOSING})[^\w\s{PUNCTUATION}{CONTROL}]")
 """A run of letters and digits, or one symbol; a combining mark counts as a symbol."""
+LETTER = re.compile(r"[^\W_]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Example:
     """Answers that would have been, had `too_long: truncate` not taken their end off, or all."""
     typed: int = 0
     """Control tokens that the row spells out, and that were read as text."""
+    columns: tuple[str, ...] = ()
+    """Values of the columns that rows are held out by, as `Encoder.columns` names them."""
 
     @property
     def key(self) -> str:
@@ -96,8 +104,14 @@ class Example:
 
 
 def normalize(text: str) -> str:
-    """The words and symbols in lower case, one space between; text with neither stays as it is."""
-    return " ".join(words_of(text)) or text
+    """The words and symbols in lower case, one space between.
+
+    Of a text without a letter or digit, each sign once: a smiley said twice, or with a nose, is
+    the same one. Where nothing is left the text stays as it is.
+    """
+    if LETTER.search(text):
+        return " ".join(words_of(text)) or text
+    return "".join(dict.fromkeys("".join(text.split()).replace("-", ""))) or text
 
 
 def words_of(text: str) -> list[str]:

@@ -7,7 +7,7 @@ generator that asks for the tokens of its texts, or a function where one row say
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ import numpy as np
 
 from peftkit.data.chat import read_talk
 from peftkit.data.chat_check import ChatGate
+from peftkit.data.columns import keep_columns, refuse_missing
 from peftkit.data.draft import Ask, Draft, Encoder, Steps, UnusableError, words
 from peftkit.data.labelled import (
     read_alike,
@@ -70,8 +71,10 @@ def build_examples(
         first = chunk[0]
         if not first.kind and not fitting:  # the first row already: the source is wrong, not it
             raise _no_format(first.row, source, readers)
-        fitting = True
         _go_on(chunk, encoder)
+        if not fitting:
+            refuse_missing(first.row, encoder.columns)
+        fitting = True
         yield from _finish(chunk, source, gate, intake)
 
 
@@ -140,7 +143,13 @@ def _finish(chunk: list[Pending], source: str, gate: ChatGate, intake: Intake) -
             origin = Origin(source, pending.kind)
             try:
                 _pass_gate(pending, pending.draft, gate)
-                made = list(within_length(pending.draft, pending.row, origin, gate.encoder, intake))
+                columns = keep_columns(pending.row, gate.encoder.columns)
+                made = [
+                    replace(example, columns=columns) if columns else example
+                    for example in within_length(
+                        pending.draft, pending.row, origin, gate.encoder, intake
+                    )
+                ]
             except UnusableError as problem:
                 pending.problem = str(problem)
         if pending.problem:

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftkit.data.leakage import settle_leaks
+from peftkit.data.checks import check_rows, splits_of
 from peftkit.data.rows import Bad, Intake
-from peftkit.data.split import split_rows
+from peftkit.data.split import columns_of
 from peftkit.data.tokenized import read_source
 from peftkit.data.totals import count_tokens
 from peftkit.data.views import Chained, lengths_of, names_of, numbers_of
 from peftkit.errors import InputError
-from peftkit.recipe.sections.data import SplitSection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from peftkit.data.checks import Checks
     from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
     from peftkit.recipe.sections.data import DataSection, SourceSection
@@ -73,7 +73,9 @@ class Data:
     train: Dataset
     validation: Dataset
     test: Dataset | None
-    leakage: dict[str, Any]
+    checks: Checks
+    remember: tuple[Dataset, ...] = ()
+    """One for each source that must not be forgotten."""
     commits: Mapping[str, str] = field(default_factory=dict)
     """Which commit of each data set on a hub was read, by the name in the recipe."""
 
@@ -84,7 +86,9 @@ class Data:
             "train": self.train.facts,
             "validation": self.validation.facts,
             "test": self.test.facts if self.test else None,
-            "leakage": self.leakage,
+            "leakage": self.checks.leakage,
+            "duplicates": self.checks.duplicates,
+            "label_conflicts": self.checks.conflicts,
             "commits": dict(self.commits),
         }
 
@@ -95,36 +99,41 @@ class Data:
         return {name: found.digest for name, found in sets.items() if found is not None}
 
 
-def prepare_data(section: DataSection, encoder: Encoder) -> Data:
-    """The training, validation and test sets that the recipe's `data` section names."""
-    train = read_set("training", section.train, section.bad_rows, encoder)
-    if isinstance(section.validation, SplitSection):
-        kept, held = split_rows(train.examples, section.validation.fraction)
-        validation = Dataset(held)
-        if kept and not held:
-            raise InputError(
-                "no row can be held out for validation: all training rows say the same",
-                hint="add rows, or name a source under `data.validation`",
-            )
-        train = replace(train, examples=kept)
-    else:
-        validation = read_set("validation", section.validation.sources, section.bad_rows, encoder)
-    test = read_set("test", section.test, section.bad_rows, encoder) if section.test else None
-    for found, what in ((train, "training"), (validation, "validation"), (test, "test")):
-        if found is not None:
-            _refuse_empty(found, what)
-    sets = {"validation": validation.examples} | ({"test": test.examples} if test else {})
-    kept_sets, leakage = settle_leaks(section.leakage, train.examples, sets)
-    validation = replace(validation, examples=kept_sets["validation"])
-    if test:
-        test = replace(test, examples=kept_sets["test"])
-    for name, examples in kept_sets.items():
-        if not examples:
-            raise InputError(
-                f"every {name} row is also trained on, so `data.leakage: remove` leaves none",
-                hint="take other rows to judge by",
-            )
-    return Data(train, validation, test, leakage, encoder.reading.commits)
+def prepare_data(
+    section: DataSection, encoder: Encoder, remember: Sequence[SourceSection] = ()
+) -> Data:
+    """The sets that the recipe's `data` section names, and those that it must `remember`."""
+    splits = splits_of(section)
+    keeping = replace(encoder, columns=columns_of(splits))
+    train = read_set("training", section.train, section.bad_rows, keeping)
+    _refuse_empty(train, "training")
+    named = {
+        "validation": getattr(section.validation, "sources", ()),
+        "test": section.test if isinstance(section.test, tuple) else (),
+    }
+    sets = {
+        name: read_set(name, sources, section.bad_rows, encoder)
+        for name, sources in named.items()
+        if sources
+    }
+    for name, found in sets.items():
+        _refuse_empty(found, name)
+    kept = tuple(read_set("remember", (each,), section.bad_rows, encoder) for each in remember)
+    apart = {
+        "remember": [example for found in kept for example in found.examples],
+        "benchmarks": read_set("benchmark", section.benchmarks, section.bad_rows, encoder).examples,
+    }
+    named_sets = {name: found.examples for name, found in sets.items()}
+    left, held, checks = check_rows(section, splits, train.examples, named_sets, apart)
+    sets |= {name: replace(sets.get(name, Dataset(())), examples=held[name]) for name in held}
+    return Data(
+        replace(train, examples=left),
+        sets["validation"],
+        sets.get("test"),
+        checks,
+        kept,
+        encoder.reading.commits,
+    )
 
 
 def read_set(

@@ -159,28 +159,6 @@ def check_learning_rate(steps: Sequence[Mapping[str, Any]]) -> Finding | None:
     )
 
 
-def check_leakage(data: Mapping[str, Any]) -> Finding | None:
-    """Whether rows the model was judged by had been trained on."""
-    leakage = data["leakage"]
-    if leakage["exact"] is None:
-        return None
-    found = leakage["exact"] + leakage["near"]
-    held = sum((data[name] or {"rows": 0})["rows"] for name in ("validation", "test"))
-    left_out = leakage["policy"] == "remove"
-    share = found / max(held + found * left_out, 1)  # what was left out is not among `held`
-    counts = f"{leakage['exact']} held-out rows are training rows, {leakage['near']} nearly so"
-    if not found:
-        return Finding("leakage", "ok", 0.0, 0.0, "no held-out row is a training row or nearly one")
-    return Finding(
-        "leakage",
-        "note" if left_out or not leakage["exact"] else "problem",
-        share,
-        0.0,
-        f"{counts}; they were left out" if left_out else f"{counts} (at least 80 % the same)",
-        "" if left_out else "`data.leakage: remove` judges by the other rows only",
-    )
-
-
 def check_answers(metrics: Mapping[str, Any]) -> list[Finding]:
     """Whether answers end by themselves and do not loop."""
     figures = metrics.get("test") or metrics["validation"]

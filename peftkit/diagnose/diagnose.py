@@ -8,10 +8,16 @@ from peftkit.diagnose.checks import (
     check_answers,
     check_effect,
     check_forgetting,
-    check_leakage,
     check_learning_rate,
     check_length,
     check_overfitting,
+)
+from peftkit.diagnose.repeats import (
+    check_benchmarks,
+    check_conflicts,
+    check_duplicates,
+    check_leakage,
+    check_remembered,
 )
 from peftkit.report.record import EVALUATIONS, STEPS
 
@@ -28,7 +34,11 @@ def diagnose(run: RunFolder) -> list[Finding]:
     steps, evaluations = run.lines(STEPS), run.lines(EVALUATIONS)
     found = [
         check_effect(metrics),
-        check_leakage(data),
+        check_leakage(data, metrics),
+        check_benchmarks(data),
+        check_remembered(data),
+        check_duplicates(data),
+        check_conflicts(data),
         check_forgetting(metrics),
         check_overfitting(evaluations, steps),
         check_learning_rate(steps),

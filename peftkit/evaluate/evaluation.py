@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from peftkit.evaluate.predictions import predict_all
 from peftkit.fast.loss import each_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -57,6 +57,19 @@ class Evaluation:
             return None
         pairs = zip(self.examples, self.answers, strict=True)
         return np.array([float(a.text.strip() == (e.answer or "").strip()) for e, a in pairs])
+
+    def without(self, digests: Collection[str]) -> Evaluation:
+        """The same of the other rows, without the figures that are no means over rows."""
+        left = [at for at, example in enumerate(self.examples) if example.digest not in digests]
+        rows = self.rows
+        return replace(
+            self,
+            examples=[self.examples[at] for at in left],
+            rows=RowLosses(rows.losses[left], rows.tokens[left], rows.bytes[left]),
+            answers=[self.answers[at] for at in left] if self.answers else (),
+            hits=None if self.hits is None else self.hits[left],
+            figures={},
+        )
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.report.wording import UNITS
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from peftkit.pipeline.judge import Judged
@@ -51,7 +52,7 @@ def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after
     """Write metrics, findings, samples, report and card of a run whose adapter is saved."""
     last = run.read("plan.json")["steps"]
     run.append(EVALUATIONS, {"step": last, "loss": after.sets["validation"].rows.per_token})
-    run.write("metrics.json", gather_metrics(run, recipe, before, after))
+    run.write("metrics.json", gather_metrics(run, recipe, setup, before, after))
     run.write("samples.json", gather_samples(recipe, setup, before, after))
     run.write("findings.json", [finding.facts for finding in diagnose(run)])
     run.write("adapter/README.md", build_card(run.path))
@@ -59,7 +60,9 @@ def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after
     return read_run(run)
 
 
-def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged) -> dict[str, Any]:
+def gather_metrics(
+    run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after: Judged
+) -> dict[str, Any]:
     """What `metrics.json` says."""
     difference = {
         name: compare(before.sets[name], after.sets[name], seed=recipe.seed) for name in after.sets
@@ -79,7 +82,20 @@ def gather_metrics(run: RunFolder, recipe: Recipe, before: Judged, after: Judged
         "speed": _speed(run),
         "verdict": judge(difference, len(after.shown.examples), UNITS.get(task, "row")),
         "task": task,
-    }
+    } | _without_leaks(setup.data.checks.leaked, before, after, seed=recipe.seed)
+
+
+def _without_leaks(
+    leaked: Mapping[str, Collection[str]], before: Judged, after: Judged, *, seed: int
+) -> dict[str, Any]:
+    """Figures of the rows that did not leak, of each set of which some did and some did not."""
+    found = {}
+    for name, digests in leaked.items():
+        old, new = before.sets[name].without(digests), after.sets[name].without(digests)
+        if 0 < len(new.examples) < len(after.sets[name].examples):
+            difference = compare(old, new, seed=seed)
+            found[f"{name}_without_leaks"] = new.summary | {"difference": difference}
+    return found
 
 
 def _speed(run: RunFolder) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def _sets(recipe: Recipe | None, data: Sequence[str]) -> dict[str, tuple[SourceS
             hint="`--data FILE` names rows; `--recipe RECIPE` uses those of a recipe",
         )
     validation = getattr(recipe.data.validation, "sources", ())
-    named = {"validation": validation, "test": recipe.data.test}
+    test = recipe.data.test if isinstance(recipe.data.test, tuple) else ()
+    named = {"validation": validation, "test": test}
     sets = {label: tuple(sources) for label, sources in named.items() if sources}
     if not sets:
         raise RecipeError(

@@ -115,6 +115,7 @@ def prepare(
     if not changes:  # else not before `lock.json` says so
         write_recipe(run, loaded)
     run.write("data.json", setup.data.facts)
+    run.write("split.json", dict(setup.data.checks.split))
     run.write("plan.json", plan.facts)
     return Prepared(setup, plan, identity, checkpoint, damaged, changes)
 

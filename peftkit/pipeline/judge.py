@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.data.prepare import read_set
 from peftkit.evaluate.evaluation import Evaluation, evaluate_set
 from peftkit.evaluate.generation import Answer, answer_all
 from peftkit.evaluate.losses import choose_rows
@@ -75,9 +74,7 @@ def opening(example: Example) -> list[int]:
 
 def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[str, float]:
     losses = {}
-    for source in recipe.evaluate.remember:
-        encoder = setup.encoder(recipe.data)
-        found = read_set("remember", (source,), recipe.data.bad_rows, encoder)
+    for found in setup.data.remember:
         chosen = choose_rows(found.examples, recipe.evaluate.rows)
         rows = measure_rows(
             model,

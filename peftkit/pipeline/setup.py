@@ -80,10 +80,6 @@ class Setup:
         made = f"seed {self.seed}" if base.weights == "random" else base.quantize
         return f"{self.digest} {made} {base.double_quant}"
 
-    def encoder(self, section: DataSection) -> Encoder:
-        """How this run's rows become tokens."""
-        return make_encoder(self.base, section, self.tokenizer, self.stops, self.reading)
-
 
 def set_up(
     recipe: Recipe,
@@ -111,7 +107,7 @@ def set_up(
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
     encoder = make_encoder(base, recipe.data, tokenizer, stops, reading)
-    data = prepare_data(recipe.data, encoder)
+    data = prepare_data(recipe.data, encoder, recipe.evaluate.remember)
     base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:

@@ -18,6 +18,7 @@ _SOURCES: frozenset[Names] = frozenset(
         ("data", "train"),
         ("data", "validation"),
         ("data", "test"),
+        ("data", "benchmarks"),
         ("data", "replay"),
         ("evaluate", "remember"),
         ("evaluate", "ood"),

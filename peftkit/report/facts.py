@@ -138,6 +138,25 @@ class Leakage:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated:
+    """A training row that others repeat, and how many there are of it."""
+
+    rows: float | None
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Two rows that say the same with two labels."""
+
+    left: str
+    right: str
+    labels: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was checked, and what to do about it."""
 
@@ -173,6 +192,8 @@ class Run:
     plan: Plan | None
     splits: tuple[Split, ...]
     leakage: Leakage | None
+    repeated: tuple[Repeated, ...]
+    conflicts: tuple[Conflict, ...]
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
     helped: str | None
@@ -180,6 +201,8 @@ class Run:
     adapted: Mapping[str, Scores]
     baselines: Mapping[str, Mapping[str, Scores]]
     changes: Mapping[str, tuple[Change, ...]]
+    clean_changes: Mapping[str, tuple[Change, ...]]
+    """Of each split that leaked in part, the same on the rows that did not."""
     remembered: tuple[Remembered, ...]
     speed: Speed
     findings: tuple[Finding, ...]

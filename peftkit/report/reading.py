@@ -9,6 +9,7 @@ from peftkit.report import tolerant
 from peftkit.report.facts import (
     SEVERITIES,
     Change,
+    Conflict,
     Evaluation,
     Finding,
     Leakage,
@@ -16,6 +17,7 @@ from peftkit.report.facts import (
     Pair,
     Plan,
     Remembered,
+    Repeated,
     Run,
     Sample,
     Scores,
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LONGEST_SENTENCE = 1000
+CLEAN = "_without_leaks"
+"""What stands behind a split's name where figures are of the rows that did not leak."""
+CHECKS = ("leakage", "duplicates", "label_conflicts")
+"""Parts of `data.json` that are no split."""
 
 _FILES = {
     "recipe.yaml": "the recipe as written cannot be shown",
@@ -61,6 +67,8 @@ def read_run(run: Path) -> Run:
         plan=_plan(table(value["plan.json"])),
         splits=tuple(_split(name, table(data[name])) for name in _splits(data)),
         leakage=_leakage(table(data.get("leakage"))),
+        repeated=tuple(map(_repeated, rows(table(data.get("duplicates")).get("most")))),
+        conflicts=tuple(map(_conflict, rows(table(data.get("label_conflicts")).get("pairs")))),
         steps=_steps(rows(value["steps.jsonl"])),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
@@ -70,6 +78,13 @@ def read_run(run: Path) -> Run:
             name: _baseline(table(item)) for name, item in table(metrics.get("baselines")).items()
         },
         changes=_changes(table(metrics.get("difference"))),
+        clean_changes=_changes(
+            {
+                name.removesuffix(CLEAN): table(item).get("difference")
+                for name, item in metrics.items()
+                if name.endswith(CLEAN)
+            }
+        ),
         remembered=tuple(map(_remembered, rows(metrics.get("remember")))),
         speed=Speed(**_numbers(Speed, table(metrics.get("speed")))),
         findings=_findings(rows(value["findings.json"])),
@@ -108,7 +123,7 @@ def _plan(raw: Loose) -> Plan | None:
 
 def _splits(data: Loose) -> list[str]:
     first = [name for name in ("train", "validation", "test") if table(data.get(name))]
-    rest = [name for name in data if name not in {*first, "leakage"} and table(data[name])]
+    rest = [name for name in data if name not in {*first, *CHECKS} and table(data[name])]
     return first + sorted(rest)
 
 
@@ -134,7 +149,7 @@ def _split(name: str, raw: Loose) -> Split:
 
 
 def _leakage(raw: Loose) -> Leakage | None:
-    if not raw:
+    if raw.get("exact") is None:  # not described, or not looked for
         return None
     return Leakage(
         exact=whole(raw.get("exact")) or 0,
@@ -149,6 +164,20 @@ def _leakage(raw: Loose) -> Leakage | None:
             )
             for row in rows(raw.get("pairs"))
         ),
+    )
+
+
+def _repeated(raw: Loose) -> Repeated:
+    return Repeated(number(raw.get("rows")), label(raw.get("where")), text(raw.get("text")) or "")
+
+
+def _conflict(raw: Loose) -> Conflict:
+    labels = raw.get("labels")
+    return Conflict(
+        left=label(raw.get("left")),
+        right=label(raw.get("right")),
+        labels=tuple(map(label, labels)) if isinstance(labels, list) else (),
+        text=text(raw.get("text")) or "",
     )
 
 

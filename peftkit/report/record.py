@@ -141,6 +141,7 @@ OWN_FILES = (
     "lock.json",
     "plan.json",
     "data.json",
+    "split.json",
     STEPS,
     EVALUATIONS,
     "metrics.json",

@@ -13,7 +13,7 @@ from peftkit.report.wording import NOTHING, count
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from peftkit.report.facts import Change, Leakage, Run, Split
+    from peftkit.report.facts import Change, Conflict, Leakage, Repeated, Run, Split
 
 LISTED = 20
 """Rows of a list that are shown; the run folder has the rest."""
@@ -46,7 +46,8 @@ def _present(*tables: Table) -> list[Table]:
 def figures(run: Run) -> list[Table]:
     """Every metric of every model, a table a split; the split that judges comes first."""
     splits = sorted(run.adapted, key=lambda split: split != run.split)
-    return _present(*(_figures(run, split) for split in splits))
+    tables = (_figures(run, split) for split in splits)
+    return _present(*tables, *(_clean(run, split) for split in splits))
 
 
 def _figures(run: Run, split: str) -> Table:
@@ -74,6 +75,29 @@ def _figures(run: Run, split: str) -> Table:
         ),
         note=f"Measured on {', '.join(measured)}." if measured else "",
     )
+
+
+def _clean(run: Run, split: str) -> Table:
+    """The figures of a split that leaked, on all its rows and on those that did not."""
+    with_all = {change.metric: change for change in story.changes(run, split)}
+    rows = [
+        (
+            wording.metric(clean.metric).label,
+            wording.metric(clean.metric).show(_adapted(with_all.get(clean.metric))),
+            wording.metric(clean.metric).show(clean.adapted),
+            _change(with_all.get(clean.metric)),
+            _change(clean),
+        )
+        for clean in run.clean_changes.get(split, ())
+    ]
+    columns = ("Metric", "All rows", "Not leaked", "Change, all rows", "Change, not leaked")
+    return Table(
+        f"{wording.sentence_case(split)} without the rows that leaked", columns, tuple(rows)
+    )
+
+
+def _adapted(change: Change | None) -> float | None:
+    return change.adapted if change else None
 
 
 def _change(change: Change | None) -> str:
@@ -165,6 +189,8 @@ def data(run: Run) -> list[Table]:
         _listed("Sources", ("Source", "Split", "Rows", "Tokens"), sources),
         _listed("Skipped rows", ("Where", "Why"), [row for s in run.splits for row in s.skipped]),
         _leaking(run.leakage),
+        _repeated(run.repeated),
+        _contradicting(run.conflicts),
     )
 
 
@@ -181,6 +207,16 @@ def _leaking(leakage: Leakage | None) -> Table:
         for pair in pairs
     ]
     return _listed("Rows in two splits", ("Kind", "Similarity", "Row", "Same as", "Text"), rows)
+
+
+def _repeated(repeated: Sequence[Repeated]) -> Table:
+    rows = [(count(each.rows), each.where, each.text) for each in repeated]
+    return _listed("Most repeated training rows", ("Times", "First row", "Text"), rows)
+
+
+def _contradicting(conflicts: Sequence[Conflict]) -> Table:
+    rows = [(each.left, each.right, " / ".join(each.labels), each.text) for each in conflicts]
+    return _listed("The same with two labels", ("Row", "Other row", "Labels", "Text"), rows)
 
 
 def _listed(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -12,7 +12,7 @@ from doc_pages import Page, pages
 
 pytestmark = pytest.mark.slow
 PAGES = pages()
-OPTIONAL = {"changes"}
+OPTIONAL = {"changes", "validation_without_leaks", "test_without_leaks"}
 """Keys that are there only after something unusual."""
 NESTED = {
     "data.json": ("train", "validation", "leakage"),

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import runpy
+from importlib import import_module
 
 import pytest
 from doc_pages import REPOSITORY, Page, pages
@@ -15,7 +16,7 @@ from peftkit.data.formats import READERS as FORMATS
 from peftkit.data.lines import PACKED
 from peftkit.data.readers import READERS
 from peftkit.data.rows import Row
-from peftkit.diagnose import checks
+from peftkit.diagnose import checks, repeats
 from peftkit.pipeline.signals import HEARD
 from peftkit.recipe.lock import FREE
 from peftkit.report.record import OWN_FILES, OWN_FOLDERS
@@ -45,6 +46,7 @@ def findings_in_code() -> dict[str, tuple[set[float], set[str]]]:
     """Thresholds and severities of each finding, read off the calls that make them."""
     found: dict[str, tuple[set[float], set[str]]] = {}
     for path in sorted((REPOSITORY / "peftkit" / "diagnose").glob("*.py")):
+        constants = vars(import_module(f"peftkit.diagnose.{path.stem}"))
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding"):
                 continue
@@ -52,7 +54,7 @@ def findings_in_code() -> dict[str, tuple[set[float], set[str]]]:
             assert isinstance(name, ast.Constant)
             thresholds, severities = found.setdefault(name.value, (set(), set()))
             named = isinstance(threshold, ast.Name)
-            thresholds.add(vars(checks)[threshold.id] if named else ast.literal_eval(threshold))
+            thresholds.add(constants[threshold.id] if named else ast.literal_eval(threshold))
             words = [at.value for at in ast.walk(severity) if isinstance(at, ast.Constant)]
             severities.update(SEVERITIES & {word for word in words if isinstance(word, str)})
     return found
@@ -70,8 +72,9 @@ def test_each_finding_is_documented_as_it_is_made() -> None:
 
 def test_each_threshold_in_the_code_is_documented() -> None:
     page = PAGES["docs/reference/findings.md"].text
-    constants = {name: value for name, value in vars(checks).items() if isinstance(value, float)}
-    assert len(constants) >= 8
+    modules = [vars(module) for module in (checks, repeats)]
+    constants = {name: at for one in modules for name, at in one.items() if isinstance(at, float)}
+    assert len(constants) >= 10
     absent = [name for name, value in constants.items() if not re.search(rf"\b{value}\b", page)]
     assert absent == []
 

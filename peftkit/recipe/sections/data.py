@@ -1,11 +1,13 @@
 """The `data` section: rows to learn from, rows to judge by, and what to do with bad ones."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from peftkit.recipe.sections.learn import LearnSection
 from peftkit.recipe.sections.section import Count, Expected, Section
+from peftkit.recipe.sections.split import SplitSection
 
 
 class SourceSection(Section):
@@ -63,15 +65,6 @@ Sources = Annotated[
 SomeSources = Annotated[Sources, Field(min_length=1, examples=["data/train.jsonl"])]
 
 
-class SplitSection(Section):
-    """Validation rows held out of the training sources."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the rows held out."""
-    by: Literal["random"] = "random"
-    """`random` decides by each row's digest, so added rows never move an old one."""
-
-
 class ValidationSources(Section):
     """Validation rows from files of their own."""
 
@@ -83,10 +76,25 @@ def _as_validation(value: Any) -> Any:
     if isinstance(value, Section):
         return value
     keys = value.keys() if isinstance(value, dict) else {"source"}
-    if keys & {"source", "sources"} and keys & {"fraction", "by"}:
+    _refuse_both(keys)
+    return {"sources": value} if "source" in keys else value
+
+
+def _refuse_both(keys: Collection[str]) -> None:
+    if {"source", "sources"} & set(keys) and {"fraction", "by"} & set(keys):
         msg = "either hold rows out with `fraction` and `by`, or name a `source`; keep one"
         raise ValueError(msg)
-    return {"sources": value} if "source" in keys else value
+
+
+def _as_test(value: Any) -> Any:
+    if isinstance(value, dict):
+        _refuse_both(value)
+    return value if _test_kind(value) == "split" else as_sources(value)
+
+
+def _test_kind(value: Any) -> str:
+    held_out = isinstance(value, dict) and not value.keys() & SourceSection.model_fields.keys()
+    return "split" if held_out or isinstance(value, SplitSection) else "sources"
 
 
 def _validation_kind(value: Any) -> str:
@@ -106,6 +114,14 @@ ValidationSection = Annotated[
 ]
 
 
+TestSection = Annotated[
+    Annotated[SplitSection, Tag("split")] | Annotated[tuple[SourceSection, ...], Tag("sources")],
+    Discriminator(_test_kind),
+    BeforeValidator(_as_test, json_schema_input_type=SplitSection | _Written),
+    Expected("`{fraction: 0.1}`, a path, a source, or a list of sources"),
+]
+
+
 class DataSection(Section):
     """Where rows come from and how they become tokens."""
 
@@ -113,8 +129,10 @@ class DataSection(Section):
     """Rows to learn from: a path, a source, or a list of them."""
     validation: ValidationSection = SplitSection()
     """Rows to judge by: `{fraction: 0.05, by: random}`, or a source."""
-    test: Sources = ()
-    """Rows looked at once, at the end."""
+    test: TestSection = ()
+    """Rows looked at once, at the end: a source, or `{fraction: 0.1, by: random}`."""
+    benchmarks: Sources = ()
+    """Rows that must not be trained on; nothing is measured on them."""
     max_length: Count = 1024
     """Longest row, in tokens."""
     too_long: Literal["error", "drop", "truncate"] = "error"
@@ -124,4 +142,6 @@ class DataSection(Section):
     packing: bool = True
     """Short rows share a forward pass without padding each; they never see each other."""
     leakage: Literal["error", "warn", "remove", "off"] = "error"
-    """What happens when a validation or test row is also a training row."""
+    """What happens when a row of validation, test or benchmarks is also a training row."""
+    duplicates: Literal["warn", "error", "remove", "off"] = "warn"
+    """What happens when training rows repeat each other; `remove` keeps the first of each."""

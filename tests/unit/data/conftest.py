@@ -1,9 +1,15 @@
-"""What the tests of data share: the tokenizer of the tiny base, one token a byte."""
+"""What the tests of data share: the tokenizer of the tiny base, one token a byte.
 
+And lets them import `rows_alike`, which they share as well.
+"""
+
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ def examples(draw: Any) -> Example:
         source=draw(whole),
         format=draw(whole),
         cut=draw(numbers),
+        columns=tuple(draw(some.lists(whole, max_size=2))),
     )
 
 

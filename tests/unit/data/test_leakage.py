@@ -1,59 +1,38 @@
 """Held-out rows that were trained on are found: all of them, and no others."""
 
-from typing import Any
+import csv
+import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as some
+from rows_alike import hashed, jaccard, train_and_held, where
 
-from peftkit.data.example import Example
-from peftkit.data.leakage import find_leaks, settle_leaks
+from peftkit.data.hashed import Hashed
+from peftkit.data.leakage import Settled, find_leaks, settle_leaks
+from peftkit.data.near import NEAR
 from peftkit.errors import InputError
 
-PAIR = (np.zeros(2, np.int32), np.array([False, True]))
-SHINGLE, NEAR = 5, 0.8
 LONG = "one two three four five six seven eight nine ten " * 9
+Rows = tuple[list[list[str]], list[list[str]]]
 
 
-def examples(name: str, *texts: str) -> list[Example]:
-    return [
-        Example(*PAIR, f"{name}:{number}", f"{name}{number}", text)
-        for number, text in enumerate(texts, start=1)
-    ]
+def sides(rows: Rows) -> tuple[Hashed, Hashed]:
+    return tuple(
+        hashed(name, *map(" ".join, side))
+        for name, side in zip(("train", "held"), rows, strict=True)
+    )
 
 
-def shingles(words: list[str]) -> set[tuple[str, ...]]:
-    starts = range(max(len(words) - SHINGLE, 0) + 1)
-    return {tuple(words[start : start + SHINGLE]) for start in starts}
-
-
-def jaccard(one: list[str], other: list[str]) -> float:
-    first, second = shingles(one), shingles(other)
-    return len(first & second) / len(first | second)
-
-
-@some.composite
-def train_and_held(draw: some.DrawFn) -> tuple[list[list[str]], list[list[str]]]:
-    """Word lists; the held-out ones are training ones with a few words changed, or new."""
-    words = some.sampled_from("abcdefgh")
-    train = draw(some.lists(some.lists(words, min_size=1, max_size=40), min_size=1, max_size=6))
-    train += draw(some.lists(some.sampled_from(train), max_size=3))
-    held = []
-    for _ in range(draw(some.integers(1, 5))):
-        row = list(draw(some.sampled_from(train)))
-        for _ in range(draw(some.integers(0, 2))):
-            row[draw(some.sampled_from([0, -1, draw(some.integers(0, len(row) - 1))]))] = draw(
-                words
-            )
-        held.append(row + draw(some.lists(words, max_size=3)))
-    return train, held
+def settle(policy: str, train: Hashed, **held: Hashed) -> Settled:
+    apart = {name: held.pop(name) for name in ("remember", "benchmarks") if name in held}
+    return settle_leaks(policy, train, held, apart)
 
 
 @given(rows=train_and_held())
-def test_leaks_are_those_that_comparing_every_pair_finds(
-    rows: tuple[list[list[str]], list[list[str]]],
-) -> None:
+def test_leaks_are_those_that_comparing_every_pair_finds(rows: Rows) -> None:
     train, held = rows
     expected = []
     for number, words in enumerate(held, start=1):
@@ -64,30 +43,55 @@ def test_leaks_are_those_that_comparing_every_pair_finds(
             expected.append(("exact", 1.0, f"train:{same[0]}", f"held:{number}"))
         elif best >= NEAR:
             expected.append(("near", round(best, 4), f"train:{-place}", f"held:{number}"))
-    found = find_leaks(
-        examples("train", *map(" ".join, train)), examples("held", *map(" ".join, held))
-    )
-    assert [(pair.kind, pair.similarity, pair.left, pair.right) for pair in found] == expected
+    found = find_leaks(*sides(rows))
+    assert [(p.kind, p.similarity, p.left, p.right) for p in found.pairs] == expected
+    repeated = {
+        place
+        for place, other in enumerate(train)
+        if any(jaccard(other, words) >= NEAR for words in held)
+    }
+    assert found.trained == repeated
 
 
 @given(rows=train_and_held())
-def test_what_is_left_after_removal_does_not_leak(
-    rows: tuple[list[list[str]], list[list[str]]],
-) -> None:
-    train = examples("train", *map(" ".join, rows[0]))
-    held = examples("held", *map(" ".join, rows[1]))
-    kept, facts = settle_leaks("remove", train, {"validation": held})
-    assert find_leaks(train, kept["validation"]) == []
-    assert facts["exact"] + facts["near"] == len(held) - len(kept["validation"])
-    clean = [row for row in held if not find_leaks(train, [row])]
-    assert [row.where for row in kept["validation"]] == [row.where for row in clean]
+def test_leaking_goes_both_ways(rows: Rows) -> None:
+    train, held = sides(rows)
+    there, back = find_leaks(train, held), find_leaks(held, train)
+    assert {pair.row for pair in there.pairs} == back.trained
+    assert {pair.row for pair in back.pairs} == there.trained
+
+
+@given(rows=train_and_held())
+def test_what_is_left_after_removal_does_not_leak(rows: Rows) -> None:
+    train, held = sides(rows)
+    settled = settle("remove", train, validation=held)
+    left = settled.held["validation"]
+    assert find_leaks(train, left).pairs == ()
+    assert settled.train is train
+    assert settled.facts["exact"] + settled.facts["near"] == len(held) - len(left)
+    clean = [
+        place
+        for place in range(len(held))
+        if not find_leaks(train, held.pick(np.array([place]))).pairs
+    ]
+    assert where(left) == [held.examples[place].where for place in clean]
+
+
+@given(rows=train_and_held())
+def test_what_must_not_be_trained_on_leaves_the_training_rows(rows: Rows) -> None:
+    train, apart = sides(rows)
+    for name in ("remember", "benchmarks"):
+        settled = settle("remove", train, **{name: apart})
+        assert find_leaks(settled.train, apart).pairs == ()
+        gone = settled.facts["left_out_of_training"]
+        assert gone == len(train) - len(settled.train) == len(find_leaks(apart, train).pairs)
 
 
 @pytest.mark.parametrize(
     "copy", ["HELLO world", "Hello, world!", " hello\n\tworld ", "“Hello” World"]
 )
 def test_case_and_punctuation_hide_no_copy(copy: str) -> None:
-    (pair,) = find_leaks(examples("train", "hello world"), examples("held", copy))
+    (pair,) = find_leaks(hashed("train", "hello world"), hashed("held", copy)).pairs
     assert (pair.kind, pair.left, pair.text) == ("exact", "train:1", copy)
 
 
@@ -96,52 +100,110 @@ def test_case_and_punctuation_hide_no_copy(copy: str) -> None:
     [("3 + 4 = 7", "3 - 4 = 7"), ("CC(=O)O", "CC(O)O"), ("🙂", "🙃"), ("!!!", "???"), ("कि", "का")],
 )
 def test_short_rows_that_differ_in_a_sign_are_no_leak(trained: str, held: str) -> None:
-    assert find_leaks(examples("train", trained), examples("held", held)) == []
+    assert find_leaks(hashed("train", trained), hashed("held", held)).pairs == ()
 
 
 def test_nearly_the_same_is_counted_but_stops_nothing() -> None:
-    train = examples("train", " ".join(f"word{n}" for n in range(60)))
-    held = examples("held", " ".join(f"word{n}" for n in range(59)) + " end")
-    kept, facts = settle_leaks("error", train, {"validation": held})
-    assert kept == {"validation": held}
+    train = hashed("train", " ".join(f"word{n}" for n in range(60)))
+    held = hashed("held", " ".join(f"word{n}" for n in range(59)) + " end")
+    settled = settle("error", train, validation=held)
+    facts = settled.facts
+    assert settled.held == {"validation": held}
     assert (facts["exact"], facts["near"], facts["policy"]) == (0, 1, "error")
     (shown,) = facts["pairs"]
-    assert shown["kind"] == "near"
+    assert (shown["kind"], shown["set"]) == ("near", "validation")
     assert NEAR <= shown["similarity"] < 1
     assert (shown["left"], shown["right"]) == ("train:1", "held:1")
 
 
 def test_a_copy_is_refused_and_both_places_are_named() -> None:
-    train = examples("train", "Hello, world", "something else")
-    held = {"validation": examples("val", "new"), "test": examples("test", "hello world!", "new")}
+    train = hashed("train", "Hello, world", "something else")
+    held = {"validation": hashed("val", "new"), "test": hashed("test", "hello world!", "new")}
     with pytest.raises(InputError, match="1 held-out row is also trained on") as refusal:
-        settle_leaks("error", train, held)
+        settle("error", train, **held)
     assert refusal.value.exit_code == 65
     assert refusal.value.problems == ("test:1 repeats train:1: `hello world!`",)
     assert "data.leakage: remove" in str(refusal.value.hint)
 
 
-def test_a_warning_keeps_every_row() -> None:
-    train = examples("train", "a b", "c d")
-    held = {"validation": examples("val", "A B", "e f"), "test": examples("test", "C D", "a b")}
-    kept, facts = settle_leaks("warn", train, held)
-    assert kept == held
-    assert facts["exact"] == 3
-    assert [pair["right"] for pair in facts["pairs"]] == ["val:1", "test:1", "test:2"]
+def test_a_benchmark_is_refused_like_a_held_out_row() -> None:
+    train, benchmark = hashed("train", "a b", "c d"), hashed("exam", "e f", "C D!")
+    with pytest.raises(InputError) as refusal:
+        settle("error", train, benchmarks=benchmark)
+    assert refusal.value.problems == ("exam:2 repeats train:2: `C D!`",)
+
+
+def test_training_on_what_must_be_remembered_is_told_and_stops_nothing() -> None:
+    """It is how forgetting is kept small, and then the loss says less about it."""
+    train, general = hashed("train", "a b", "c d"), hashed("general", "C D!")
+    facts = settle("error", train, remember=general, validation=hashed("val", "e")).facts
+    assert facts["sets"] == {
+        "validation": {"exact": 0, "near": 0},
+        "remember": {"exact": 1, "near": 0},
+    }
+    assert (facts["exact"], facts["near"]) == (0, 0)
+    assert [(pair["set"], pair["left"]) for pair in facts["pairs"]] == [("remember", "train:2")]
+
+
+def test_a_warning_keeps_every_row_and_says_which_leaked() -> None:
+    train = hashed("train", "a b", "c d")
+    held = {"validation": hashed("val", "A B", "e f"), "test": hashed("test", "C D", "a b")}
+    settled = settle("warn", train, **held)
+    assert settled.held == held
+    assert settled.facts["exact"] == 3
+    assert [pair["right"] for pair in settled.facts["pairs"]] == ["val:1", "test:1", "test:2"]
+    assert settled.leaked == {"validation": {"val1"}, "test": {"test1", "test2"}}
 
 
 def test_off_looks_at_nothing() -> None:
-    train, held = examples("train", "a"), {"validation": examples("val", "a")}
-    kept, facts = settle_leaks("off", train, held)
-    assert kept == held
-    assert facts == {"exact": None, "near": None, "pairs": [], "policy": "off"}
+    train, held = hashed("train", "a"), {"validation": hashed("val", "a")}
+    settled = settle("off", train, **held)
+    assert settled.held == held
+    assert settled.facts == {"exact": None, "near": None, "pairs": [], "policy": "off", "sets": {}}
 
 
 def test_long_texts_are_shown_shortened_and_few() -> None:
-    facts: dict[str, Any]
-    train = examples("train", *(f"{LONG} {number}" for number in range(60)))
-    held = examples("held", *(f"{LONG} {number}" for number in range(60)))
-    _, facts = settle_leaks("warn", train, {"validation": held})
+    train = hashed("train", *(f"{LONG} {number}" for number in range(60)))
+    held = hashed("held", *(f"{LONG} {number}" for number in range(60)))
+    facts = settle("warn", train, validation=held).facts
     assert facts["exact"] == 60
     assert len(facts["pairs"]) == 50
     assert all(len(pair["text"]) <= 200 for pair in facts["pairs"])
+
+
+def leaked(train: list[str], held: list[str]) -> tuple[int, int]:
+    found = find_leaks(hashed("train", *train), hashed("test", *held))
+    return found.count("exact"), len(held)
+
+
+def test_trec_shares_11_of_its_500_test_rows(material: Path) -> None:
+    train, test = (
+        [
+            line.split(" ", 1)[1]
+            for line in (material / f"sentconv/TREC.raw.{name}").read_text("latin-1").splitlines()
+        ]
+        for name in ("train", "test")
+    )
+    assert leaked(train, test) == (11, 500)
+
+
+def test_banking77_shares_25_of_its_3080_test_rows(material: Path) -> None:
+    train, test = (
+        [
+            row["text"]
+            for row in csv.DictReader(io.StringIO((material / f"banking77/{name}.csv").read_text()))
+        ]
+        for name in ("train", "test")
+    )
+    assert leaked(train, test) == (25, 3080)
+
+
+def test_gsm8k_shares_no_question(material: Path) -> None:
+    train, test = (
+        [
+            json.loads(line)["question"]
+            for line in (material / f"gsm8k/{name}.jsonl").read_text().splitlines()
+        ]
+        for name in ("train", "test")
+    )
+    assert leaked(train, test) == (0, 1319)

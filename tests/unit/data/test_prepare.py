@@ -59,7 +59,12 @@ def test_every_set_is_counted(tmp_path: Path, tokenizer: Any) -> None:
     assert sum(s["tokens"] for s in facts["train"]["sources"]) == facts["train"]["tokens"]
     assert facts["train"]["tokens"] == sum(e.length for e in data.train.examples)
     assert facts["train"]["longest"] == len("double 10") + len("20") + 2
-    assert facts["leakage"] == {"exact": 0, "near": 0, "pairs": [], "policy": "error"}
+    nothing = {"exact": 0, "near": 0}
+    assert facts["leakage"] == nothing | {"pairs": [], "policy": "error"} | {
+        "sets": {"validation": nothing, "test": nothing}
+    }
+    assert facts["duplicates"] == nothing | {"distinct": 21, "most": [], "policy": "warn"}
+    assert facts["label_conflicts"]["rows"] == 0
     assert json.loads(json.dumps(facts)) == facts
 
 
@@ -194,7 +199,7 @@ def test_leaks_are_settled_in_every_set(tmp_path: Path, tokenizer: Any) -> None:
 def test_a_set_that_leaks_as_a_whole_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     source = write(tmp_path / "a.jsonl", completions(9))
     other = write(tmp_path / "b.jsonl", completions(9))
-    with pytest.raises(InputError, match="every validation row is also trained on") as refusal:
+    with pytest.raises(InputError, match="every validation row is in two sets") as refusal:
         prepare(tokenizer, train=source, validation=other, leakage="remove")
     assert refusal.value.exit_code == 65
 

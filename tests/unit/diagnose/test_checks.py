@@ -19,7 +19,6 @@ from peftkit.diagnose.checks import (
     check_answers,
     check_effect,
     check_forgetting,
-    check_leakage,
     check_learning_rate,
     check_length,
     check_overfitting,
@@ -53,14 +52,6 @@ def remembered(**rises: float) -> Figures:
             {"source": source, "before": {"loss": 2.0}, "after": {"loss": 2.0 + rise}}
             for source, rise in rises.items()
         ]
-    }
-
-
-def leakage(exact: int | None, near: int | None, policy: str, rows: int = 10) -> Figures:
-    return {
-        "validation": {"rows": rows},
-        "test": None,
-        "leakage": {"exact": exact, "near": near, "policy": policy},
     }
 
 
@@ -188,30 +179,6 @@ def test_whether_the_learning_rate_was_too_high(losses: list[float], severity: s
 
 def test_a_few_steps_say_nothing_of_the_learning_rate() -> None:
     assert check_learning_rate(steps(*[1.0, 99.0] * 4)) is None
-
-
-@pytest.mark.parametrize(
-    ("data", "severity", "figure"),
-    [
-        (leakage(0, 0, "error"), "ok", 0.0),
-        (leakage(0, 3, "error"), "note", 0.3),
-        (leakage(2, 0, "warn"), "problem", 0.2),
-        (leakage(2, 3, "warn"), "problem", 0.5),
-        (leakage(5, 0, "remove"), "note", 5 / 15),  # ten rows are left of fifteen
-        (leakage(2, 0, "warn") | {"test": {"rows": 30}}, "problem", 0.05),
-    ],
-)
-def test_whether_rows_leaked(data: Figures, severity: str, figure: float) -> None:
-    finding = found(check_leakage(data))
-    assert (finding.id, finding.severity) == ("leakage", severity)
-    assert finding.figure == pytest.approx(figure)
-    removed = data["leakage"]["policy"] == "remove"
-    assert ("left out" in finding.sentence) == removed
-    assert bool(finding.advice) == (severity != "ok" and not removed)
-
-
-def test_leaks_that_were_not_looked_for_are_not_denied() -> None:
-    assert check_leakage(leakage(None, None, "off")) is None
 
 
 @pytest.mark.parametrize("where", ["test", "validation"])

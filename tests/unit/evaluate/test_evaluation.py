@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from peftkit.data.example import Example
+from peftkit.data.task import Task
 from peftkit.errors import RecipeError
 from peftkit.evaluate.evaluation import SHORT_ANSWER, Evaluation, evaluate_set, wants_answers
 from peftkit.evaluate.generation import Answer, answer_all
@@ -53,6 +54,21 @@ def test_the_share_of_answers_that_stop_or_loop_is_told() -> None:
     said = ["yes", "no no no no", "yes", "go on go on go on go on"]
     summary = judged(["yes"] * 4, said, [True, False, True, True]).summary
     assert (summary["stopped"], summary["repetitive"], summary["exact_match"]) == (0.75, 0.5, 0.5)
+
+
+def test_rows_can_be_left_out_without_measuring_anew() -> None:
+    examples = [asked(2, 3, text="yes", where=f"f:{number}") for number in range(4)]
+    rows = RowLosses(np.array([1.0, 2, 4, 8]), np.array([1, 1, 2, 2]), np.array([1, 1, 1, 1]))
+    answers = [Answer(text, 1, stopped=True) for text in ("yes", "no", "yes", "yes")]
+    left = Evaluation(examples, rows, answers).without({"f:0", "f:3", "elsewhere"})
+    assert [example.where for example in left.examples] == ["f:1", "f:2"]
+    assert (left.summary["rows"], left.summary["loss"]) == (2, 2.0)
+    assert left.summary["exact_match"] == 0.5
+    task = Task("classification", ("a", "b"))
+    hits = np.array([1.0, 0, 0, 0])
+    decided = Evaluation(examples, rows, answers, task, hits, {"macro_f1": 0.3}).without({"f:1"})
+    assert decided.summary == {"rows": 3, "loss": 13 / 5, "accuracy": 1 / 3}
+    assert decided.without({"f:0", "f:2", "f:3"}).examples == []
 
 
 def test_a_summary_is_made_of_sums_over_rows() -> None:

@@ -178,6 +178,8 @@ def data() -> dict[str, Any]:
                 }
             ],
         },
+        "duplicates": {"exact": 12, "near": 3, "distinct": 1588, "most": [], "policy": "warn"},
+        "label_conflicts": {"rows": 0, "texts": 0, "held_out": {}, "labeled": True, "pairs": []},
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import run_folders as folders
 
+from peftkit.report import tables
 from peftkit.report.reading import _FILES, read_run
 
 
@@ -25,6 +26,15 @@ def test_a_whole_folder_is_read(run: Path) -> None:
     assert [change.metric for change in facts.changes["test"]] == ["loss", "exact_match"]
     assert facts.adapter_bytes == 116_000
     assert [split.name for split in facts.splits] == ["train", "validation", "test"]
+
+
+def test_leaks_that_were_not_looked_for_are_not_denied(run: Path) -> None:
+    data = json.loads((run / "data.json").read_text())
+    data["leakage"] = {"exact": None, "near": None, "pairs": [], "policy": "off", "sets": {}}
+    folders.write(run / "data.json", data)
+    facts = read_run(run)
+    assert facts.leakage is None
+    assert tables.leakage_sentence(facts).endswith("was not checked.")
 
 
 def test_findings_come_worst_first(run: Path) -> None:

@@ -1,11 +1,13 @@
 """`report.md` says what the page says, and no sample can pose as part of it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import run_folders as folders
 
 from peftkit.report import story, tables
+from peftkit.report.page import build_page
 from peftkit.report.reading import read_run
 from peftkit.report.text import build_text, fenced, prose
 
@@ -83,3 +85,28 @@ def test_a_cell_cannot_end_its_column(run: Path) -> None:
     metrics["remember"] = [{"source": "a|b\nc", "before": {"loss": 1.0}, "after": {"loss": 2.0}}]
     folders.write(run / "metrics.json", metrics)
     assert "| a\\|b c | 1.000 | 2.000 | +1.000 worse |" in build_text(run)
+
+
+def test_rows_that_stand_twice_are_shown(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    clean = {"base": 0.5, "adapted": 0.875, "change": 0.375, "low": 0.3, "high": 0.4}
+    metrics["test_without_leaks"] = {"rows": 90, "difference": {"exact_match": clean}}
+    folders.write(run / "metrics.json", metrics)
+    data = json.loads((run / "data.json").read_text())
+    data["duplicates"]["most"] = [{"rows": 1234, "where": "a.jsonl:3", "text": "Sorry, later"}]
+    pair = {"set": "train", "left": "a.jsonl:1", "right": "b.jsonl:2", "text": "so good"}
+    data["label_conflicts"]["pairs"] = [pair | {"labels": ["positive", "negative"]}]
+    folders.write(run / "data.json", data)
+    text, page = build_text(run), build_page(run)
+    for line in (
+        "Every figure: test without the rows that leaked",
+        "Most repeated training rows",
+        "| 1,234 | a.jsonl:3 | Sorry, later |",
+        "| a.jsonl:1 | b.jsonl:2 | positive / negative | so good |",
+    ):
+        assert line in text
+    assert "| Exact match | " in text
+    assert "| 87.5 % | " in text
+    for words in ("without the rows that leaked", "Most repeated training rows", "87.5 %"):
+        assert words in page
+    assert "Duplicates" not in text
