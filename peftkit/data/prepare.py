@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peftkit.data.leakage import settle_leaks
+from peftkit.data.mixture import Mixture, mix
+from peftkit.data.origin import name_sources
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
 from peftkit.data.tokenized import read_source
+from peftkit.data.views import Chained
 from peftkit.errors import InputError
 from peftkit.recipe.sections.data import SplitSection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
@@ -28,6 +31,8 @@ class Dataset:
     examples: Sequence[Example]
     skipped: Sequence[Bad] = ()
     dropped: int = 0
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Who wrote the rows of each source, by its name."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -59,7 +64,8 @@ class Dataset:
     def _of_source(self, source: str) -> dict[str, Any]:
         own = [example for example in self.examples if example.source == source]
         tokens = sum(example.length for example in own)
-        return {"source": source, "rows": len(own), "tokens": tokens}
+        origin = self.origins.get(source, "unknown")
+        return {"source": source, "origin": origin, "rows": len(own), "tokens": tokens}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Data:
     validation: Dataset
     test: Dataset | None
     leakage: dict[str, Any]
+    mixture: Mixture
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -79,6 +86,22 @@ class Data:
             "validation": self.validation.facts,
             "test": self.test.facts if self.test else None,
             "leakage": self.leakage,
+            "mixture": self.mixture.facts,
+        }
+
+    def seen(self, places: int) -> dict[str, Any]:
+        """What `metrics.json` says of sources and origins when so many rows were trained on."""
+        origins = self.train.origins
+        found = self.mixture.seen(places)
+        sources = [{"source": e["source"], "origin": origins[e["source"]], **e} for e in found]
+        totals = ("rows", "tokens", "share_of_rows", "share_of_tokens")
+        return {
+            "sources": sources,
+            "origins": [
+                {"origin": origin}
+                | {key: sum(e[key] for e in sources if e["origin"] == origin) for key in totals}
+                for origin in dict.fromkeys(each["origin"] for each in sources)
+            ],
         }
 
     @property
@@ -88,52 +111,76 @@ class Data:
         return {name: found.digest for name, found in sets.items() if found is not None}
 
 
-def prepare_data(section: DataSection, encoder: Encoder) -> Data:
+def prepare_data(section: DataSection, encoder: Encoder, seed: int = 0) -> Data:
     """The training, validation and test sets that the recipe's `data` section names."""
-    train = read_set("training", section.train, section.bad_rows, encoder)
+    names = name_sources([*section.train, *section.replay])
+    own, general = names[: len(section.train)], names[len(section.train) :]
+    train = read_set("training", section.train, section.bad_rows, encoder, own)
     if isinstance(section.validation, SplitSection):
         kept, held = split_rows(train.examples, section.validation.fraction)
-        validation = Dataset(held)
+        validation = Dataset(held, origins=train.origins)
         if kept and not held:
             raise InputError(
                 "no row can be held out for validation: all training rows say the same",
                 hint="add rows, or name a source under `data.validation`",
             )
-        train = Dataset(kept, train.skipped, train.dropped)
+        train = replace(train, examples=kept)
     else:
         validation = read_set("validation", section.validation.sources, section.bad_rows, encoder)
     test = read_set("test", section.test, section.bad_rows, encoder) if section.test else None
     for found, what in ((train, "training"), (validation, "validation"), (test, "test")):
         if found is not None:
             _refuse_empty(found, what)
+    train = _add_replay(train, section, encoder, general)
     sets = {"validation": validation.examples} | ({"test": test.examples} if test else {})
     kept_sets, leakage = settle_leaks(section.leakage, train.examples, sets)
-    validation = Dataset(kept_sets["validation"], validation.skipped, validation.dropped)
+    validation = replace(validation, examples=kept_sets["validation"])
     if test:
-        test = Dataset(kept_sets["test"], test.skipped, test.dropped)
+        test = replace(test, examples=kept_sets["test"])
     for name, examples in kept_sets.items():
         if not examples:
             raise InputError(
                 f"every {name} row is also trained on, so `data.leakage: remove` leaves none",
                 hint="take other rows to judge by",
             )
-    return Data(train, validation, test, leakage)
+    return Data(train, validation, test, leakage, mix(section, train.examples, names, seed))
 
 
 def read_set(
-    what: str, sources: Sequence[SourceSection], bad_rows: str, encoder: Encoder
+    what: str,
+    sources: Sequence[SourceSection],
+    bad_rows: str,
+    encoder: Encoder,
+    names: Sequence[str] = (),
 ) -> Dataset:
     """The examples of some sources, with every bad row told at once."""
     intake = Intake(bad_rows)
+    names = names or name_sources(sources)
     examples: list[Example] = []
     dropped = 0
-    for source in sources:
-        found = read_source(source, bad_rows, encoder)
+    for source, name in zip(sources, names, strict=True):
+        found = read_source(source, bad_rows, encoder, name)
         examples.extend(found.examples)
         intake.found.extend(found.skipped)
         dropped += found.dropped
     intake.settle(what)
-    return Dataset(examples, tuple(intake.found), dropped)
+    origins = {name: source.origin for source, name in zip(sources, names, strict=True)}
+    return Dataset(examples, tuple(intake.found), dropped, origins)
+
+
+def _add_replay(
+    train: Dataset, section: DataSection, encoder: Encoder, names: Sequence[str]
+) -> Dataset:
+    """The training set with the rows that keep alive what the base knew, after its own."""
+    if not section.replay:
+        return train
+    general = read_set("replay", section.replay, section.bad_rows, encoder, names)
+    return Dataset(
+        Chained([train.examples, general.examples]),
+        (*train.skipped, *general.skipped),
+        train.dropped + general.dropped,
+        {**train.origins, **general.origins},
+    )
 
 
 def _refuse_empty(found: Dataset, what: str) -> None:

@@ -10,10 +10,10 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftkit.data.formats import build_examples
+from peftkit.data.origin import name_sources
 from peftkit.data.rows import Bad, Intake, find_files, read_rows
 from peftkit.data.token_key import make_key
 from peftkit.disk.cache import cache_limit, entry_folder, make_room, mark_used
@@ -23,6 +23,7 @@ from peftkit.errors import WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from peftkit.data.draft import Encoder
     from peftkit.data.example import Example
@@ -49,15 +50,19 @@ class Tokenized:
     dropped: int
 
 
-def read_source(source: SourceSection, bad_rows: str, encoder: Encoder) -> Tokenized:
+def read_source(
+    source: SourceSection, bad_rows: str, encoder: Encoder, name: str = ""
+) -> Tokenized:
     """The examples of a source: from the cache if these bytes were read so before, else built.
+
+    `name` is what they say they are of, where the file's own name would not tell.
 
     Raises:
         RecipeError: there is no such source.
         InputError: the source as a whole cannot be read.
     """
     files = find_files(source)
-    name = source.source if source.source.startswith("hub:") else Path(source.source).name
+    name = name or name_sources([source])[0]
     before = _stamp(files)
     entry = _find_entry(source, name, files, bad_rows, encoder)
     if entry is None:

@@ -13,6 +13,7 @@ from peftkit.diagnose.checks import (
     check_length,
     check_overfitting,
 )
+from peftkit.diagnose.shares import check_mixture
 from peftkit.report.record import EVALUATIONS, STEPS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def diagnose(run: RunFolder) -> list[Finding]:
     found = [
         check_effect(metrics),
         check_leakage(data),
+        *check_mixture(metrics, data),
         check_forgetting(metrics),
         check_overfitting(evaluations, steps),
         check_learning_rate(steps),

@@ -94,7 +94,8 @@ def set_up(recipe: Recipe, *, dtype: str | None = None) -> Setup:
     base, why = settle_dtype(recipe.base, origin, device, frozen=frozen)
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
-    data = prepare_data(recipe.data, make_encoder(base, recipe.data, tokenizer, stops))
+    encoder = make_encoder(base, recipe.data, tokenizer, stops)
+    data = prepare_data(recipe.data, encoder, recipe.seed)
     base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:

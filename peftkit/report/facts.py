@@ -118,6 +118,31 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """How much of the run one source was; `asked` is of the tokens, where a share was asked for."""
+
+    source: str
+    origin: str
+    rows: float | None
+    tokens: float | None
+    share: float | None
+    asked: float | None
+    times: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OfOrigin:
+    """One metric on the rows of one origin, before and after."""
+
+    split: str
+    origin: str
+    rows: float | None
+    metric: str
+    base: float | None
+    adapted: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """Two rows of different splits that are the same or nearly."""
 
@@ -173,6 +198,8 @@ class Run:
     plan: Plan | None
     splits: tuple[Split, ...]
     leakage: Leakage | None
+    seen: tuple[Seen, ...]
+    by_origin: tuple[OfOrigin, ...]
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
     helped: str | None

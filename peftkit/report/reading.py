@@ -13,12 +13,14 @@ from peftkit.report.facts import (
     Finding,
     Leakage,
     Missing,
+    OfOrigin,
     Pair,
     Plan,
     Remembered,
     Run,
     Sample,
     Scores,
+    Seen,
     Speed,
     Split,
     Step,
@@ -26,6 +28,7 @@ from peftkit.report.facts import (
 from peftkit.report.tolerant import Found, Loose, interval, label, number, rows, table, text, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _LONGEST_SENTENCE = 1000
@@ -61,6 +64,8 @@ def read_run(run: Path) -> Run:
         plan=_plan(table(value["plan.json"])),
         splits=tuple(_split(name, table(data[name])) for name in _splits(data)),
         leakage=_leakage(table(data.get("leakage"))),
+        seen=_seen(table(metrics.get("seen")), rows(data.get("mixture"))),
+        by_origin=tuple(_by_origin(table(metrics.get("by_origin")))),
         steps=_steps(rows(value["steps.jsonl"])),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
@@ -108,7 +113,9 @@ def _plan(raw: Loose) -> Plan | None:
 
 def _splits(data: Loose) -> list[str]:
     first = [name for name in ("train", "validation", "test") if table(data.get(name))]
-    rest = [name for name in data if name not in {*first, "leakage"} and table(data[name])]
+    rest = [
+        name for name in data if name not in {*first, "leakage", "mixture"} and table(data[name])
+    ]
     return first + sorted(rest)
 
 
@@ -150,6 +157,37 @@ def _leakage(raw: Loose) -> Leakage | None:
             for row in rows(raw.get("pairs"))
         ),
     )
+
+
+def _seen(raw: Loose, mixture: tuple[Loose, ...]) -> tuple[Seen, ...]:
+    asked = {label(each.get("source")): number(each.get("share_of_tokens")) for each in mixture}
+    return tuple(
+        Seen(
+            source=label(each.get("source")),
+            origin=label(each.get("origin")),
+            rows=number(each.get("rows")),
+            tokens=number(each.get("tokens")),
+            share=number(each.get("share_of_tokens")),
+            asked=asked.get(label(each.get("source"))),
+            times=number(each.get("times")),
+        )
+        for each in rows(raw.get("sources"))
+    )
+
+
+def _by_origin(raw: Loose) -> Iterator[OfOrigin]:
+    for split, found in raw.items():
+        for each in rows(found):
+            base, adapted = table(each.get("base")), table(each.get("adapted"))
+            for metric in adapted:
+                yield OfOrigin(
+                    split=split,
+                    origin=label(each.get("origin")),
+                    rows=number(each.get("rows")),
+                    metric=metric,
+                    base=number(base.get(metric)),
+                    adapted=number(adapted.get(metric)),
+                )
 
 
 def _steps(lines: tuple[Loose, ...]) -> tuple[Step, ...]:

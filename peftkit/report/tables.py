@@ -165,7 +165,44 @@ def data(run: Run) -> list[Table]:
         _listed("Sources", ("Source", "Split", "Rows", "Tokens"), sources),
         _listed("Skipped rows", ("Where", "Why"), [row for s in run.splits for row in s.skipped]),
         _leaking(run.leakage),
+        _trained_on(run),
+        _by_origin(run),
     )
+
+
+def _trained_on(run: Run) -> Table:
+    """How much of the run each source was, where there are several or it is known who wrote it."""
+    telling = len(run.seen) > 1 or any(each.origin != "unknown" for each in run.seen)
+    rows = [
+        (
+            each.source,
+            each.origin,
+            count(each.rows),
+            count(each.tokens),
+            wording.share(each.share),
+            wording.share(each.asked),
+            wording.figure(each.times, 3),
+        )
+        for each in run.seen
+        if telling
+    ]
+    columns = ("Source", "Origin", "Rows", "Tokens", "Of the tokens", "Asked for", "Times seen")
+    return _listed("Trained on", columns, rows)
+
+
+def _by_origin(run: Run) -> Table:
+    rows = [
+        (
+            each.origin,
+            each.split,
+            count(each.rows),
+            wording.metric(each.metric).label,
+            wording.metric(each.metric).show(each.base),
+            wording.metric(each.metric).show(each.adapted),
+        )
+        for each in run.by_origin
+    ]
+    return _listed("By origin", ("Origin", "Split", "Rows", "Metric", "Before", "After"), rows)
 
 
 def _leaking(leakage: Leakage | None) -> Table:

@@ -1,6 +1,7 @@
 """The reference says what the code says: generated pages, findings, files, formats, exit codes."""
 
 import ast
+import importlib
 import json
 import re
 import runpy
@@ -50,7 +51,8 @@ def findings_in_code() -> dict[str, tuple[set[float], set[str]]]:
             assert isinstance(name, ast.Constant)
             thresholds, severities = found.setdefault(name.value, (set(), set()))
             named = isinstance(threshold, ast.Name)
-            thresholds.add(vars(checks)[threshold.id] if named else ast.literal_eval(threshold))
+            known = vars(importlib.import_module(f"peftkit.diagnose.{path.stem}"))
+            thresholds.add(known[threshold.id] if named else ast.literal_eval(threshold))
             words = [at.value for at in ast.walk(severity) if isinstance(at, ast.Constant)]
             severities.update(SEVERITIES & {word for word in words if isinstance(word, str)})
     return found

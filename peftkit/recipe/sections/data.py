@@ -1,10 +1,11 @@
 """The `data` section: rows to learn from, rows to judge by, and what to do with bad ones."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from peftkit.recipe.sections.section import Count, Expected, Section
+from peftkit.recipe.sections.mixture import MixtureSection, Origin
+from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section
 
 
 class SourceSection(Section):
@@ -27,6 +28,22 @@ class SourceSection(Section):
         dict[str, str], Expected("a section of names such as `{prompt: question}`")
     ] = Field(default_factory=dict)
     """Column names that differ, as `expected: actual`, e.g. `{prompt: question}`."""
+    origin: Origin = "unknown"
+    """Who wrote the rows: `human`, `weak` (a rule, say) or `generated`; figures are told apart."""
+
+
+class TrainSource(SourceSection):
+    """A source of rows to learn from."""
+
+    weight: PositiveNumber | Auto = "auto"
+    """Its share in the mixture, beside the others' weights; all sources have one, or none."""
+
+
+class ReplaySource(SourceSection):
+    """A source of rows that keep alive what the base knew."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of all tokens that are trained on; its rows start over as often as that takes."""
 
 
 def as_sources(value: Any) -> Any:
@@ -44,6 +61,18 @@ Sources = Annotated[
     _PHRASE,
 ]
 SomeSources = Annotated[Sources, Field(min_length=1, examples=["data/train.jsonl"])]
+_WrittenForTraining = str | TrainSource | tuple[str | TrainSource, ...]
+TrainSources = Annotated[
+    tuple[TrainSource, ...],
+    BeforeValidator(as_sources, json_schema_input_type=_WrittenForTraining),
+    _PHRASE,
+    Field(min_length=1, examples=["data/train.jsonl"]),
+]
+ReplaySources = Annotated[
+    tuple[ReplaySource, ...],
+    BeforeValidator(as_sources, json_schema_input_type=ReplaySource | tuple[ReplaySource, ...]),
+    Expected("a source such as `{source: general.txt, fraction: 0.05}`, or a list of them"),
+]
 
 
 class SplitSection(Section):
@@ -92,8 +121,12 @@ ValidationSection = Annotated[
 class DataSection(Section):
     """Where rows come from and how they become tokens."""
 
-    train: SomeSources
+    train: TrainSources
     """Rows to learn from: a path, a source, or a list of them."""
+    mixture: MixtureSection = MixtureSection()
+    """How much of the run each of several sources is."""
+    replay: ReplaySources = ()
+    """General rows mixed in against forgetting, as a fraction of the tokens."""
     validation: ValidationSection = SplitSection()
     """Rows to judge by: `{fraction: 0.05, by: random}`, or a source."""
     test: Sources = ()
@@ -108,3 +141,18 @@ class DataSection(Section):
     """Short rows share a forward pass without padding each; they never see each other."""
     leakage: Literal["error", "warn", "remove", "off"] = "error"
     """What happens when a validation or test row is also a training row."""
+
+    @model_validator(mode="after")
+    def _shares_that_add_up(self) -> Self:
+        weighted = [source for source in self.train if source.weight != "auto"]
+        if weighted and len(weighted) < len(self.train):
+            bare = next(source.source for source in self.train if source.weight == "auto")
+            msg = f"`train`: `{bare}` has no `weight`, but another source has; weigh all or none"
+            raise ValueError(msg)
+        if weighted and self.mixture.temperature != 1:
+            msg = "`mixture.temperature` and the sources' `weight` both set the shares; keep one"
+            raise ValueError(msg)
+        if (total := sum(source.fraction for source in self.replay)) >= 1:
+            msg = f"`replay` takes {total:g} of the tokens, which leaves none for `train`"
+            raise ValueError(msg)
+        return self
