@@ -39,6 +39,8 @@ def _show_row(row: dict[str, Any]) -> None:
         f"{row['where']}: {len(row['tokens'])} tokens, {row['trained_tokens']} carry loss, "
         f"{_goal(row)}, {row['cut']} cut"
     )
+    if row["changed"]:
+        output.show(f"a changed copy: {row['changed']}")
     output.table(
         ("token", "id", "carries loss"),
         [

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data.augment import Augmented, augment
 from peftkit.data.leakage import settle_leaks
 from peftkit.data.mixture import Mixture, mix
 from peftkit.data.origin import name_sources
@@ -77,12 +78,14 @@ class Data:
     test: Dataset | None
     leakage: dict[str, Any]
     mixture: Mixture
+    augmented: Augmented
+    """Changed copies, the last rows of the training set."""
 
     @property
     def facts(self) -> dict[str, Any]:
         """What `data.json` says."""
         return {
-            "train": self.train.facts,
+            "train": {**self.train.facts, "augmented": self.augmented.facts},
             "validation": self.validation.facts,
             "test": self.test.facts if self.test else None,
             "leakage": self.leakage,
@@ -143,7 +146,10 @@ def prepare_data(section: DataSection, encoder: Encoder, seed: int = 0) -> Data:
                 f"every {name} row is also trained on, so `data.leakage: remove` leaves none",
                 hint="take other rows to judge by",
             )
-    return Data(train, validation, test, leakage, mix(section, train.examples, names, seed))
+    copies = augment(section, train.examples, own, encoder, seed)
+    train = _add_copies(train, copies)
+    mixture = mix(section, train.examples, names, seed)
+    return Data(train, validation, test, leakage, mixture, copies)
 
 
 def read_set(
@@ -181,6 +187,12 @@ def _add_replay(
         train.dropped + general.dropped,
         {**train.origins, **general.origins},
     )
+
+
+def _add_copies(train: Dataset, copies: Augmented) -> Dataset:
+    if not copies.examples:
+        return train
+    return replace(train, examples=Chained([train.examples, copies.examples]))
 
 
 def _refuse_empty(found: Dataset, what: str) -> None:

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def preview(recipe: Recipe, rows: int) -> dict[str, Any]:
-    """The first training rows token by token, and the totals that `data.json` will hold."""
+    """The first training rows token by token, and the totals that `data.json` will hold.
+
+    Of changed copies the first are shown as well.
+    """
     setup = set_up(recipe)
     facts = setup.data.facts
+    shown = [*setup.data.train.examples[:rows], *setup.data.augmented.examples[:rows]]
     return {
-        "rows": [_describe(example, setup) for example in setup.data.train.examples[:rows]],
+        "rows": [_describe(example, setup) for example in shown],
         "totals": {name: facts[name] for name in ("train", "validation", "test")},
     }
 
@@ -30,6 +34,7 @@ def _describe(example: Example, setup: Setup) -> dict[str, Any]:
     last = next((place for place in reversed(range(len(ids))) if example.trained[place]), 0)
     return {
         "where": example.where,
+        "changed": setup.data.augmented.changes.get(example.where, ""),
         "trained_tokens": example.trained_tokens,
         "stop_trained": ids[last] in setup.stops if setup.stops and writes else None,
         "labels": None if writes else list(example.labels),

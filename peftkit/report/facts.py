@@ -113,6 +113,8 @@ class Split:
     cut: float | None
     dropped: float | None
     fill: float | None
+    copies: float | None
+    """Changed copies among the rows."""
     skipped: tuple[tuple[str, str], ...]
     sources: tuple[tuple[str, float | None, float | None], ...]
 

@@ -129,6 +129,7 @@ def _split(name: str, raw: Loose) -> Split:
         cut=number(raw.get("cut")),
         dropped=number(raw.get("dropped")),
         fill=number(raw.get("fill")),
+        copies=number(table(raw.get("augmented")).get("rows")) or None,
         skipped=tuple(
             (label(row.get("where")), text(row.get("why")) or "")
             for row in rows(raw.get("skipped"))

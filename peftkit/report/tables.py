@@ -138,6 +138,7 @@ def _trained(split: Split) -> str:
 
 _SPLIT_ROWS: tuple[tuple[str, Callable[[Split], str]], ...] = (
     ("Rows", lambda split: count(split.rows)),
+    ("Of these, changed copies", lambda split: count(split.copies)),
     ("Tokens", lambda split: count(split.tokens)),
     ("Trained tokens", _trained),
     ("Longest row", lambda split: count(split.longest)),

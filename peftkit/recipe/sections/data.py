@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from peftkit.recipe.sections.augment import AugmentSection
 from peftkit.recipe.sections.mixture import MixtureSection, Origin
 from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section
 
@@ -127,6 +128,8 @@ class DataSection(Section):
     """How much of the run each of several sources is."""
     replay: ReplaySources = ()
     """General rows mixed in against forgetting, as a fraction of the tokens."""
+    augment: AugmentSection = AugmentSection()
+    """Changed copies of training rows, made after rows were held out; off by default."""
     validation: ValidationSection = SplitSection()
     """Rows to judge by: `{fraction: 0.05, by: random}`, or a source."""
     test: Sources = ()
