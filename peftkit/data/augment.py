@@ -32,14 +32,13 @@ if TYPE_CHECKING:
 LARGEST = 200_000
 """Copies that are held in memory; more rows than that need none."""
 NAMES = {
-    "drop": "left out",
-    "typos": "mistyped",
+    "drop": "words left out",
+    "typos": "typos",
     "case": "in other case",
-    "spacing": "run together or apart",
-    "emoji": "emoji",
+    "spacing": "gaps changed",
+    "emoji": "emoji rewritten",
 }
-"""What happened to words, for people."""
-
+"""What happened to a text, for people."""
 TEXTS = {
     "completion": ("prompt",),
     "instruction": ("instruction", "input"),
@@ -173,7 +172,7 @@ def _noisy(originals: Sequence[Original], wanted: AugmentSection, seed: int) -> 
             done: Counter[str] = Counter()
             values = change_values(original.row.values, original.format, wanted, random, done)
             changed = Counter({name: done[name] for name in NAMES if done[name]})
-            said = ", ".join(f"{count} {NAMES[name]}" for name, count in changed.items())
+            said = ", ".join(f"{NAMES[name]}: {count}" for name, count in changed.items())
             yield Copy(Row(values, f"{original.row.where}~{number}"), original, changed, said)
 
 
