@@ -75,15 +75,22 @@ def updates_of(data: Data, start: int = 0) -> Any:
     return stream_updates(data.train.examples, layout, rows=8, seed=7, start=start, order=order)
 
 
-def test_an_epoch_with_replay_is_every_training_row_once(tmp_path: Path, tokenizer: Any) -> None:
-    general = {"source": write(tmp_path / "g.jsonl", long(3)), "format": "text", "fraction": 0.3}
+@pytest.mark.parametrize(("count", "epoch"), [(3, "first"), (3, "all"), (300, "all")])
+def test_an_epoch_with_replay_is_every_training_row_once(
+    count: int, epoch: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    general = {"source": write(tmp_path / "g.jsonl", long(count)), "fraction": 0.3}
     data = prepare(
-        tokenizer, tmp_path, train=write(tmp_path / "own.jsonl", short(100)), replay=general
+        tokenizer,
+        tmp_path,
+        train=write(tmp_path / "own.jsonl", short(100)),
+        replay=general,
+        mixture={"epoch": epoch},
     )
     places = int(data.mixture.order.places(1))
     own, replayed = data.mixture.seen(places)
     assert (own["rows"], own["times"]) == (100, 1.0)
-    assert replayed["times"] > 3
+    assert (replayed["times"] > 3) == (count == 3)
     assert not own["replay"]
     assert data.mixture.tokens_per_epoch == round(own["tokens"] / 0.7)
     plain = prepare(tokenizer, tmp_path, train=write(tmp_path / "own.jsonl", short(100)))
