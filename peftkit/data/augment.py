@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 LARGEST = 200_000
 """Copies that are held in memory; more rows than that need none."""
+TRIES = 16
+"""Draws for a copy until something has changed, for texts of few words."""
 NAMES = {
     "drop": "words left out",
     "typos": "typos",
@@ -59,7 +61,7 @@ class Augmented:
     counts: Mapping[str, int] = field(default_factory=dict)
     """Of each kind of change."""
     unchanged: int = 0
-    """Copies in which chance changed nothing; they are not made."""
+    """Copies in which nothing could be changed; they are not made."""
     left_out: int = 0
     """Copies that could not be used, such as those that became too long."""
 
@@ -169,11 +171,21 @@ def _noisy(originals: Sequence[Original], wanted: AugmentSection, seed: int) -> 
     for original in originals:
         for number in range(1, wanted.copies + 1):
             random = np.random.default_rng([seed, number, int(original.row.digest[:16], 16)])
-            done: Counter[str] = Counter()
-            values = change_values(original.row.values, original.format, wanted, random, done)
-            changed = Counter({name: done[name] for name in NAMES if done[name]})
-            said = ", ".join(f"{NAMES[name]}: {count}" for name, count in changed.items())
-            yield Copy(Row(values, f"{original.row.where}~{number}"), original, changed, said)
+            values, done = _try_to_change(original, wanted, random)
+            said = ", ".join(f"{NAMES[name]}: {count}" for name, count in done.items())
+            yield Copy(Row(values, f"{original.row.where}~{number}"), original, done, said)
+
+
+def _try_to_change(
+    original: Original, wanted: AugmentSection, random: np.random.Generator
+) -> tuple[dict[str, Any], Counter[str]]:
+    """Columns with something changed, and what; with nothing, where chance never hits a word."""
+    for _ in range(TRIES):
+        done: Counter[str] = Counter()
+        values = change_values(original.row.values, original.format, wanted, random, done)
+        if any(done.values()):
+            break
+    return values, Counter({name: done[name] for name in NAMES if done[name]})
 
 
 def _framed(originals: Sequence[Original], wanted: AugmentSection, seed: int) -> Iterator[Copy]:

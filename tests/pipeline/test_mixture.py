@@ -63,6 +63,20 @@ def test_what_was_trained_on_is_what_is_told(mixed: Path, tmp_path: Path) -> Non
     assert "### By origin" in text
 
 
+def test_kept_states_are_those_of_every_row_of_a_mixture(mixed: Path, tmp_path: Path) -> None:
+    common = {"adapter.layers": "upper-half", "adapter.dropout": 0.0, "data.augment.copies": 1}
+    kept = peftkit.finetune(mixed, out=tmp_path / "kept", set=common)
+    plain = peftkit.finetune(
+        mixed, out=tmp_path / "plain", set=common | {"train.fast": {"frozen": "off"}}
+    )
+    on = [json.loads((run.path / "lock.json").read_text())["choices"] for run in (kept, plain)]
+    assert [each["frozen"] for each in on] == [True, False]
+    assert json.loads((kept.path / "data.json").read_text())["train"]["augmented"]["rows"] > 60
+    one, other = ([line["loss"] for line in lines(run.path)] for run in (kept, plain))
+    assert one == pytest.approx(other, rel=1e-4)
+    assert "Of these, changed copies" in (kept.path / "report.md").read_text()
+
+
 def test_stopping_changes_nothing_of_a_mixture(mixed: Path, tmp_path: Path) -> None:
     whole = peftkit.finetune(mixed, out=tmp_path / "whole")
     shutil.copytree(whole.path, tmp_path / "parts")

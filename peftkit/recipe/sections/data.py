@@ -147,12 +147,12 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _shares_that_add_up(self) -> Self:
-        weighted = [source for source in self.train if source.weight != "auto"]
-        if weighted and len(weighted) < len(self.train):
-            bare = next(source.source for source in self.train if source.weight == "auto")
-            msg = f"`train`: `{bare}` has no `weight`, but another source has; weigh all or none"
+        weighted = [source.weight != "auto" for source in self.train]
+        if any(weighted) and not all(weighted):
+            bare = weighted.index(False)
+            msg = f"`train.{bare}` has no `weight`, but another source has; weigh all or none"
             raise ValueError(msg)
-        if weighted and self.mixture.temperature != 1:
+        if any(weighted) and self.mixture.temperature != 1:
             msg = "`mixture.temperature` and the sources' `weight` both set the shares; keep one"
             raise ValueError(msg)
         if (total := sum(source.fraction for source in self.replay)) >= 1:

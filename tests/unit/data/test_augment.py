@@ -142,6 +142,18 @@ def test_a_copy_follows_from_its_row_and_the_seed(tmp_path: Path, tokenizer: Any
     assert any(other[digest] != some_rows[digest] for digest in other.keys() & shared)
 
 
+def test_short_texts_are_changed_too(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": f"red {number} door", "completion": "x"} for number in range(40)]
+    rows += [{"prompt": f"{number} {number}", "completion": "x"} for number in range(5)]
+    source = write(tmp_path / "rows.jsonl", rows)
+    held = write(tmp_path / "held.jsonl", [{"prompt": "else", "completion": "y"}])
+    data = prepare(tokenizer, train=source, validation=held, augment={"copies": 1})
+    facts = data.facts["train"]["augmented"]
+    assert (facts["rows"], facts["unchanged"]) == (40, 5)
+    own = {example.prompt for example in data.train.examples[:45]}
+    assert all(copy.prompt not in own for copy in data.augmented.examples)
+
+
 def test_templates_fill_small_classes(tmp_path: Path, tokenizer: Any) -> None:
     source = write(tmp_path / "rows.jsonl", labelled({"big": 20, "small": 8, "tiny": 3}))
     held = write(tmp_path / "held.jsonl", [{"text": "something else", "label": "big"}])

@@ -69,10 +69,10 @@ def test_replay_is_a_fraction_of_the_tokens_though_its_rows_are_longer(
     assert shares(data, 60 * 8)["g.jsonl"] == pytest.approx(0.05, abs=0.005)
 
 
-def updates_of(data: Data, start: int = 0) -> Any:
+def updates_of(data: Data, **place: int) -> Any:
     layout = Layout(packing=True, micro_rows=4, pad_id=0)
     order = data.mixture.order
-    return stream_updates(data.train.examples, layout, rows=8, seed=7, start=start, order=order)
+    return stream_updates(data.train.examples, layout, rows=8, seed=7, order=order, **place)
 
 
 @pytest.mark.parametrize(("count", "epoch"), [(3, "first"), (3, "all"), (300, "all")])
@@ -171,6 +171,24 @@ def test_an_update_of_a_mixture_follows_from_its_number(tmp_path: Path, tokenize
             assert batch.inputs.tolist() == other.inputs.tolist()
 
 
+def test_processes_divide_the_updates_of_a_mixture(tmp_path: Path, tokenizer: Any) -> None:
+    general = {"source": write(tmp_path / "g.jsonl", long(5)), "format": "text", "fraction": 0.2}
+    source = write(tmp_path / "own.jsonl", short(50))
+    data = prepare(tokenizer, tmp_path, train=source, replay=general)
+
+    def rows(**place: int) -> list[list[str]]:
+        return [
+            sorted(each.where for b in update.micro_batches for row in b.documents for each in row)
+            for update in islice(updates_of(data, **place), 12)
+        ]
+
+    first, second = rows(part=0, parts=2), rows(part=1, parts=2)
+    together = [sorted(one + other) for one, other in zip(first, second, strict=True)]
+    assert together == rows()
+    assert all(first)
+    assert all(second)
+
+
 def test_what_is_seen_is_told_by_origin(tmp_path: Path, tokenizer: Any) -> None:
     data = prepare(
         tokenizer,
@@ -215,7 +233,7 @@ def test_a_source_without_rows_cannot_have_its_share(tmp_path: Path, tokenizer: 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"train": [{"source": "a", "weight": 1}, "b"]}, "`b` has no `weight`"),
+        ({"train": [{"source": "a", "weight": 1}, "b"]}, r"`train\.1` has no `weight`"),
         (
             {"train": [{"source": "a", "weight": 1}], "mixture": {"temperature": 2.0}},
             "both set the shares",
