@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from peftkit.data.views import sources_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,8 +38,11 @@ def number_sources(examples: Sequence[Example], names: Sequence[str]) -> NDArray
     """For each row the number of its source among `names`."""
     if len(names) == 1:
         return np.zeros(len(examples), np.int64)
-    numbers = {name: number for number, name in enumerate(names)}
-    return np.fromiter((numbers[each.source] for each in examples), np.int64, len(examples))
+    found = sources_of(examples)
+    numbers = np.zeros(len(examples), np.int64)
+    for number, name in enumerate(names):
+        numbers[found == name] = number
+    return numbers
 
 
 def _name(source: str, *, parts: int) -> str:

@@ -27,6 +27,11 @@ class View(Sequence[Example]):
         """Tokens of each example."""
         return np.fromiter((example.length for example in self), np.int64, len(self))
 
+    @property
+    def sources(self) -> NDArray[np.object_]:
+        """The source of each example."""
+        return np.fromiter((example.source for example in self), np.object_, len(self))
+
     @overload
     def __getitem__(self, index: int) -> Example: ...
     @overload
@@ -60,6 +65,11 @@ class Picked(View):
         """Tokens of each example."""
         return lengths_of(self.examples)[self.places]
 
+    @property
+    def sources(self) -> NDArray[np.object_]:
+        """The source of each example."""
+        return sources_of(self.examples)[self.places]
+
 
 class Chained(View):
     """Several sets, one after the other."""
@@ -82,9 +92,21 @@ class Chained(View):
         """Tokens of each example."""
         return np.concatenate([np.empty(0, np.int64), *map(lengths_of, self.sets)])
 
+    @property
+    def sources(self) -> NDArray[np.object_]:
+        """The source of each example."""
+        return np.concatenate([np.empty(0, np.object_), *map(sources_of, self.sets)])
+
 
 def lengths_of(examples: Sequence[Example]) -> NDArray[np.int64]:
     """Tokens of each example, without making the examples where their set knows."""
     if isinstance(examples, View):
         return examples.lengths
     return np.fromiter((example.length for example in examples), np.int64, len(examples))
+
+
+def sources_of(examples: Sequence[Example]) -> NDArray[np.object_]:
+    """The source of each example, without making the examples where their set knows."""
+    if isinstance(examples, View):
+        return examples.sources
+    return np.fromiter((example.source for example in examples), np.object_, len(examples))

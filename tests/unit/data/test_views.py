@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftkit.data.example import Example
-from peftkit.data.views import Chained, Picked, lengths_of
+from peftkit.data.views import Chained, Picked, lengths_of, sources_of
 
 
 def make(count: int, first: int = 0) -> list[Example]:
@@ -17,6 +17,7 @@ def make(count: int, first: int = 0) -> list[Example]:
             f"rows.jsonl:{first + number}",
             str(first + number),
             "text",
+            source=f"source {number % 3}",
         )
         for number in range(count)
     ]
@@ -30,6 +31,7 @@ def test_picked_examples_are_those_at_the_places(places: list[int], part: slice)
     assert list(picked) == wanted
     assert list(picked[part]) == wanted[part]
     assert picked.lengths.tolist() == [example.length for example in wanted]
+    assert sources_of(picked).tolist() == [example.source for example in wanted]
 
 
 @given(st.lists(st.integers(0, 4), max_size=5))
@@ -40,6 +42,8 @@ def test_chained_sets_follow_each_other(sizes: list[int]) -> None:
     assert list(chained) == wanted
     assert [chained[-1 - at] for at in range(len(wanted))] == wanted[::-1]
     assert lengths_of(chained).tolist() == lengths_of(wanted).tolist()
+    assert sources_of(chained).tolist() == [example.source for example in wanted]
+    assert sources_of(wanted).tolist() == sources_of(chained[:]).tolist()
 
 
 @pytest.mark.parametrize("index", [2, -3])
