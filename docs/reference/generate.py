@@ -57,9 +57,9 @@ Every other key has a default. `recipe.resolved.json` in the run folder shows th
   text. `auto` is written `auto`. Unknown and duplicate keys, anchors, tags, numbers that are not
   finite, nesting deeper than 32 and files over 1 MiB are refused. All problems are told at once.
 * **Paths** start at the folder of the file they stand in. After `--set` they start where you are.
-* **A source** is a path, or a section of `source`, `format`, `columns`, `learn` and
-  `control_tokens`, wherever rows are named: in `data.train`, `data.validation`, `data.test`,
-  `data.benchmarks` and `evaluate.remember`.
+* **A source** is a path, or a section of `source`, `format`, `columns`, `learn`,
+  `control_tokens` and `origin`, wherever rows are named: in `data.train`, `data.replay`,
+  `data.validation`, `data.test`, `data.benchmarks` and `evaluate.remember`.
 * **`extends: other.yaml`** at the top starts from another recipe. Sections merge key by key; lists
   and single values are replaced; another `adapter.method` starts the section afresh; `name` is
   never inherited.

@@ -56,6 +56,8 @@ def _show_row(row: dict[str, Any]) -> None:
     if row["control_as_text"]:
         facts.append(f"control tokens read as text: {row['control_as_text']}")
     output.show(", ".join(facts))
+    if row["changed"]:
+        output.show(f"a changed copy: {row['changed']}")
     output.table(
         ("token", "id", "role", "carries loss", "cut"),
         [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from peftkit.data.example import IGNORED, Example
+from peftkit.data.order import Shuffled
 from peftkit.data.packing import pack
 from peftkit.data.padded import pad_rows
 from peftkit.data.task import CAUSAL, Task
@@ -17,8 +17,9 @@ from peftkit.data.task import CAUSAL, Task
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import NDArray
     from torch import Tensor
+
+    from peftkit.data.order import Order
 
 
 TENSORS = ("inputs", "targets", "positions", "trained", "mask", "types")
@@ -88,7 +89,7 @@ class Layout:
     task: Task = CAUSAL
 
 
-def stream_updates(
+def stream_updates(  # noqa: PLR0913 - what an update follows from, and nothing besides
     examples: Sequence[Example],
     layout: Layout,
     *,
@@ -97,16 +98,18 @@ def stream_updates(
     start: int = 0,
     part: int = 0,
     parts: int = 1,
+    order: Order | None = None,
 ) -> Iterator[Update]:
     """Updates of `rows` documents for ever, from number `start` on, in seeded order.
 
-    Every document comes once an epoch, in one of the `parts`. An update is a pure function of its
-    number, so a resumed run needs no saved position.
+    Every document comes once an epoch unless an `order` says otherwise, in one of the `parts`. An
+    update is a pure function of its number, so a resumed run needs no saved position.
     """
+    order = order or Shuffled(len(examples), seed)
     number = start
     while True:
         places = range(number * rows, (number + 1) * rows)
-        documents = [examples[_at(p, len(examples), seed)] for p in places]
+        documents = [examples[order.at(place)] for place in places]
         draws = [(seed, place) for place in places] if layout.task.name == "masked-lm" else ()
         yield make_update(documents, layout, part=part, parts=parts, draws=draws)
         number += 1
@@ -237,13 +240,3 @@ def _collate_all(rows: Sequence[Sequence[Example]], layout: Layout) -> list[Batc
         collate(rows[first : first + layout.micro_rows], layout.pad_id)
         for first in range(0, len(rows), layout.micro_rows)
     ]
-
-
-def _at(place: int, count: int, seed: int) -> int:
-    epoch, index = divmod(place, count)
-    return int(_order(count, seed, epoch)[index])
-
-
-@lru_cache(maxsize=2)  # an update may straddle two epochs
-def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)

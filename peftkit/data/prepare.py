@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from peftkit.data.augment import Augmented, augment
 from peftkit.data.checks import check_rows, splits_of
+from peftkit.data.mixture import Mixture, mix
+from peftkit.data.origin import name_sources
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import columns_of
 from peftkit.data.tokenized import read_source
 from peftkit.data.totals import count_tokens
-from peftkit.data.views import Chained, lengths_of, names_of, numbers_of
+from peftkit.data.views import Chained, Picked, lengths_of, names_of, numbers_of
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class Dataset:
     skipped: Sequence[Bad] = ()
     dropped: int = 0
     blank: int = 0
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Who wrote the rows of each source, by its name."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -63,7 +68,15 @@ class Dataset:
     def _by_source(self, lengths: NDArray[np.int64]) -> list[dict[str, Any]]:
         sources = names_of(self.examples, "source")
         own = [(source, lengths[sources.where(source)]) for source in sources.used]
-        return [{"source": name, "rows": len(n), "tokens": int(n.sum())} for name, n in own]
+        return [
+            {
+                "source": name,
+                "origin": self.origins.get(name, "unknown"),
+                "rows": len(found),
+                "tokens": int(found.sum()),
+            }
+            for name, found in own
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,9 @@ class Data:
     validation: Dataset
     test: Dataset | None
     checks: Checks
+    mixture: Mixture
+    augmented: Augmented
+    """Changed copies, the last rows of the training set."""
     remember: tuple[Dataset, ...] = ()
     """One for each source that must not be forgotten."""
     commits: Mapping[str, str] = field(default_factory=dict)
@@ -83,13 +99,29 @@ class Data:
     def facts(self) -> dict[str, Any]:
         """What `data.json` says."""
         return {
-            "train": self.train.facts,
+            "train": {**self.train.facts, "augmented": self.augmented.facts},
             "validation": self.validation.facts,
             "test": self.test.facts if self.test else None,
             "leakage": self.checks.leakage,
             "duplicates": self.checks.duplicates,
             "label_conflicts": self.checks.conflicts,
+            "mixture": self.mixture.facts,
             "commits": dict(self.commits),
+        }
+
+    def seen(self, places: int) -> dict[str, Any]:
+        """What `metrics.json` says of sources and origins when so many rows were trained on."""
+        origins = self.train.origins
+        found = self.mixture.seen(places)
+        sources = [{"source": e["source"], "origin": origins[e["source"]], **e} for e in found]
+        totals = ("rows", "tokens", "share_of_rows", "share_of_tokens")
+        return {
+            "sources": sources,
+            "origins": [
+                {"origin": origin}
+                | {key: sum(e[key] for e in sources if e["origin"] == origin) for key in totals}
+                for origin in dict.fromkeys(each["origin"] for each in sources)
+            ],
         }
 
     @property
@@ -100,13 +132,80 @@ class Data:
 
 
 def prepare_data(
-    section: DataSection, encoder: Encoder, remember: Sequence[SourceSection] = ()
+    section: DataSection,
+    encoder: Encoder,
+    remember: Sequence[SourceSection] = (),
+    *,
+    seed: int = 0,
 ) -> Data:
-    """The sets that the recipe's `data` section names, and those that it must `remember`."""
+    """The sets that the recipe's `data` section names, and those that it must `remember`.
+
+    Rows are held out before any is copied or mixed in, so that nothing made of a training row ever
+    stands among those it is judged by.
+    """
+    names = name_sources([*section.train, *section.replay])
+    own, general = names[: len(section.train)], names[len(section.train) :]
     splits = splits_of(section)
     keeping = replace(encoder, columns=columns_of(splits))
-    train = read_set("training", section.train, section.bad_rows, keeping)
+    train = read_set("training", section.train, section.bad_rows, keeping, own)
     _refuse_empty(train, "training")
+    sets = _read_named(section, encoder)
+    kept = tuple(read_set("remember", (each,), section.bad_rows, encoder) for each in remember)
+    benchmarks = read_set("benchmark", section.benchmarks, section.bad_rows, encoder)
+    apart = {
+        "remember": [example for found in kept for example in found.examples],
+        "benchmarks": benchmarks.examples,
+    }
+    named = {name: found.examples for name, found in sets.items()}
+    left, held, checks = check_rows(section, splits, train.examples, named, apart)
+    nothing = Dataset((), origins=train.origins)
+    sets |= {name: replace(sets.get(name, nothing), examples=held[name]) for name in held}
+    train = _add_replay(replace(train, examples=left), section, encoder, general, held)
+    copies = augment(section, train.examples, own, encoder, seed)
+    if copies.examples:
+        train = replace(train, examples=Chained([train.examples, copies.examples]))
+    mixture = mix(section, train.examples, names, seed)
+    return Data(
+        train,
+        sets["validation"],
+        sets.get("test"),
+        checks,
+        mixture,
+        copies,
+        kept,
+        encoder.reading.commits,
+    )
+
+
+def read_set(
+    what: str,
+    sources: Sequence[SourceSection],
+    bad_rows: str,
+    encoder: Encoder,
+    names: Sequence[str] = (),
+) -> Dataset:
+    """The examples of some sources, with every bad row told at once."""
+    intake = Intake(bad_rows)
+    names = names or name_sources(sources)
+    found = [
+        read_source(source, bad_rows, encoder, name)
+        for source, name in zip(sources, names, strict=True)
+    ]
+    for each in found:
+        intake.found.extend(each.skipped)
+    intake.settle(what)
+    examples = found[0].examples if len(found) == 1 else Chained([each.examples for each in found])
+    return Dataset(
+        examples,
+        tuple(intake.found),
+        sum(each.dropped for each in found),
+        sum(each.blank for each in found),
+        {name: source.origin for source, name in zip(sources, names, strict=True)},
+    )
+
+
+def _read_named(section: DataSection, encoder: Encoder) -> dict[str, Dataset]:
+    """The sets to judge by that have sources of their own."""
     named = {
         "validation": getattr(section.validation, "sources", ()),
         "test": section.test if isinstance(section.test, tuple) else (),
@@ -118,36 +217,32 @@ def prepare_data(
     }
     for name, found in sets.items():
         _refuse_empty(found, name)
-    kept = tuple(read_set("remember", (each,), section.bad_rows, encoder) for each in remember)
-    apart = {
-        "remember": [example for found in kept for example in found.examples],
-        "benchmarks": read_set("benchmark", section.benchmarks, section.bad_rows, encoder).examples,
-    }
-    named_sets = {name: found.examples for name, found in sets.items()}
-    left, held, checks = check_rows(section, splits, train.examples, named_sets, apart)
-    sets |= {name: replace(sets.get(name, Dataset(())), examples=held[name]) for name in held}
-    return Data(
-        replace(train, examples=left),
-        sets["validation"],
-        sets.get("test"),
-        checks,
-        kept,
-        encoder.reading.commits,
-    )
+    return sets
 
 
-def read_set(
-    what: str, sources: Sequence[SourceSection], bad_rows: str, encoder: Encoder
+def _add_replay(
+    train: Dataset,
+    section: DataSection,
+    encoder: Encoder,
+    names: Sequence[str],
+    held: Mapping[str, Sequence[Example]],
 ) -> Dataset:
-    """The examples of some sources, with every bad row told at once."""
-    intake = Intake(bad_rows)
-    found = [read_source(source, bad_rows, encoder) for source in sources]
-    for each in found:
-        intake.found.extend(each.skipped)
-    intake.settle(what)
-    examples = found[0].examples if len(found) == 1 else Chained([each.examples for each in found])
-    dropped, blank = sum(each.dropped for each in found), sum(each.blank for each in found)
-    return Dataset(examples, tuple(intake.found), dropped, blank)
+    """The training set with the rows that keep alive what the base knew, after its own.
+
+    Any other row would do as well, so those that are held out are simply not among them.
+    """
+    if not section.replay:
+        return train
+    general = read_set("replay", section.replay, section.bad_rows, encoder, names)
+    keys = [numbers_of(examples, "key") for examples in held.values()]
+    strange = ~np.isin(numbers_of(general.examples, "key"), np.concatenate(keys))
+    return Dataset(
+        Chained([train.examples, Picked(general.examples, np.flatnonzero(strange))]),
+        (*train.skipped, *general.skipped),
+        train.dropped + general.dropped,
+        train.blank + general.blank,
+        {**train.origins, **general.origins},
+    )
 
 
 def _refuse_empty(found: Dataset, what: str) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TOLD_OTHERWISE = ("tokenizer", "reading")
 """Fields of an encoder that are told by what they hold, or decide nothing; any new one counts."""
+NOT_READ = {"source", "origin", "weight", "fraction"}
+"""What a recipe says of a source beside how its rows become tokens; any new key counts."""
 LIBRARIES = ("jinja2", "pyarrow", "tokenizers", "transformers")
 """What reads rows and turns them into tokens; another version may do it otherwise."""
 ELSEWHERE = {
@@ -60,7 +62,7 @@ def make_key(
     facts = {
         "name": name,
         "files": [(path.name, sha256_of(path)) for path in files],
-        "source": source.model_dump(mode="json", exclude={"source"}),
+        "source": source.model_dump(mode="json", exclude=NOT_READ),
         "bad_rows": bad_rows,
         "encoder": {name: getattr(encoder, name) for name in told},
         "tokenizer": tokenizer,

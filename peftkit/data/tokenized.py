@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit.data.formats import build_examples
+from peftkit.data.origin import name_sources
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.sources import find_files, read_rows
 from peftkit.data.token_key import make_key
@@ -82,8 +83,12 @@ class Recital:
         return all(path.is_file() for path in self.files)
 
 
-def read_source(source: SourceSection, bad_rows: str, encoder: Encoder) -> Tokenized:
+def read_source(
+    source: SourceSection, bad_rows: str, encoder: Encoder, name: str = ""
+) -> Tokenized:
     """The examples of a source: from the cache if these bytes were read so before, else built.
+
+    `name` is what they say they are of, where the file's own name would not tell.
 
     Raises:
         RecipeError: there is no such source.
@@ -91,8 +96,7 @@ def read_source(source: SourceSection, bad_rows: str, encoder: Encoder) -> Token
     """
     encoder = encoder.for_source(source)
     files = find_files(source, encoder.reading.commits)
-    name = source.source if source.source.startswith("hub:") else Path(source.source).name
-    recital = Recital(source, name, files, bad_rows, encoder)
+    recital = Recital(source, name or name_sources([source])[0], files, bad_rows, encoder)
     before = _stamp(files)
     entry = _find_entry(recital)
     if entry is None:

@@ -88,7 +88,7 @@ def check_forgetting(metrics: Mapping[str, Any]) -> Finding | None:
         rise,
         FORGETTING,
         f"{sentence}: the model forgets what it knew",
-        "lower `train.learning_rate` or `train.steps`, or mix general text into `data.train`",
+        "lower `train.learning_rate` or `train.steps`, or mix general text in with `data.replay`",
     )
 
 

@@ -19,6 +19,7 @@ from peftkit.diagnose.repeats import (
     check_leakage,
     check_remembered,
 )
+from peftkit.diagnose.shares import check_mixture
 from peftkit.report.record import EVALUATIONS, STEPS
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def diagnose(run: RunFolder) -> list[Finding]:
         check_remembered(data),
         check_duplicates(data),
         check_conflicts(data),
+        *check_mixture(metrics, data),
         check_forgetting(metrics),
         check_overfitting(evaluations, steps),
         check_learning_rate(steps),

@@ -201,8 +201,8 @@ def _choose_frozen(recipe: Recipe, plan: Plan, model: Any, batch: Batch) -> tupl
     cut, why = choose_frozen(model, recipe.train.fast, batch)
     if cut is None:
         return False, why
-    if plan.epochs <= 1:
-        return False, "no document is seen twice"
+    if plan.steps * plan.rows_per_step <= plan.rows:
+        return False, "the run sees no more documents than there are"
     dtype, width = describe_states(model)
     needed = plan.tokens_per_epoch * width * dtype.itemsize
     if not make_room(needed):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.base.machine import peak_memory
 from peftkit.diagnose.diagnose import diagnose
 from peftkit.evaluate.compare import compare, judge
+from peftkit.evaluate.origins import tell_origins_apart
 from peftkit.pipeline.samples import gather_samples
 from peftkit.report.card import build_card
 from peftkit.report.page import write_report
@@ -52,7 +53,10 @@ def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after
     """Write metrics, findings, samples, report and card of a run whose adapter is saved."""
     last = run.read("plan.json")["steps"]
     run.append(EVALUATIONS, {"step": last, "loss": after.sets["validation"].rows.per_token})
-    run.write("metrics.json", gather_metrics(run, recipe, setup, before, after))
+    metrics = gather_metrics(run, recipe, setup, before, after)
+    metrics["seen"] = setup.data.seen(last * recipe.train.batch.rows)
+    metrics["by_origin"] = _by_origin(setup, before, after)
+    run.write("metrics.json", metrics)
     run.write("samples.json", gather_samples(recipe, setup, before, after))
     run.write("findings.json", [finding.facts for finding in diagnose(run)])
     run.write("adapter/README.md", build_card(run.path))
@@ -96,6 +100,17 @@ def _without_leaks(
             difference = compare(old, new, seed=seed)
             found[f"{name}_without_leaks"] = new.summary | {"difference": difference}
     return found
+
+
+def _by_origin(setup: Setup, before: Judged, after: Judged) -> dict[str, Any]:
+    """Scores of each origin on every set whose rows say theirs."""
+    sets = {"validation": setup.data.validation, "test": setup.data.test}
+    found = {
+        name: tell_origins_apart(before.sets[name], after.sets[name], dataset.origins)
+        for name, dataset in sets.items()
+        if dataset is not None
+    }
+    return {name: figures for name, figures in found.items() if figures}
 
 
 def _speed(run: RunFolder) -> dict[str, Any]:

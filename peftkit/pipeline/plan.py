@@ -22,6 +22,7 @@ from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
 
 if TYPE_CHECKING:
+    from peftkit.data.order import Order
     from peftkit.recipe.schema import Recipe
 
 
@@ -59,11 +60,11 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
     """The plan of a run whose data is known; nothing is loaded for it but the model's shape."""
     sizes = sizes or measure_sizes(recipe, setup.base, setup.origin)
     _refuse_no_room(recipe, setup, sizes)
-    examples = setup.data.train.examples
-    lengths = lengths_of(examples)
-    tokens, width = int(lengths.sum()), int(lengths.max())
+    order, lengths = setup.data.mixture.order, setup.data.mixture.lengths
+    width = int(lengths.max())
     rows = recipe.train.batch.rows
-    steps = count_steps(recipe, len(examples))
+    steps, an_epoch = count_steps(recipe, order), order.places(1)
+    tokens = setup.data.mixture.tokens_per_epoch
     plain = recipe.train.fast.head == "off" or recipe.base.task in ("masked-lm", "seq2seq")
     micro, load = fit_memory(recipe, setup, sizes, logits=plain)
     bytes_a_number = DTYPES[setup.dtype].itemsize
@@ -76,15 +77,15 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         parameters=sizes.shape.parameters,
         trainable=sizes.trainable,
         share=sizes.share,
-        rows=len(examples),
+        rows=len(lengths),
         tokens_per_epoch=tokens,
         steps=steps,
-        epochs=steps * rows / len(examples),
+        epochs=steps * rows / an_epoch,
         rows_per_step=rows,
-        tokens_per_step=round(tokens / len(examples) * rows),
+        tokens_per_step=round(tokens / an_epoch * rows),
         micro_rows=micro,
         fill=expected_fill(
-            lengths_of(examples),
+            lengths,
             rows=rows,
             micro_rows=micro,
             packing=recipe.data.packing and setup.task.packs,
@@ -142,10 +143,10 @@ def _refuse_no_room(recipe: Recipe, setup: Setup, sizes: Sizes) -> None:
         )
 
 
-def count_steps(recipe: Recipe, rows: int) -> int:
+def count_steps(recipe: Recipe, order: Order) -> int:
     """Optimizer updates of the run."""
     if recipe.train.steps != "auto":
         return recipe.train.steps
     epochs = recipe.train.epochs
     passes = 3.0 if epochs == "auto" else epochs
-    return max(1, math.ceil(passes * rows / recipe.train.batch.rows))
+    return max(1, math.ceil(order.places(passes) / recipe.train.batch.rows))

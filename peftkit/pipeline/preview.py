@@ -24,10 +24,13 @@ NO_LIMIT = 2**31
 
 
 def preview(recipe: Recipe, rows: int, *, fresh_data: bool = False) -> dict[str, Any]:
-    """The first training rows token by token, and the totals that `data.json` will hold."""
+    """The first training rows token by token, and the totals that `data.json` will hold.
+
+    Of changed copies the first are shown as well.
+    """
     setup = set_up(recipe, fresh_data=fresh_data)
     facts = setup.data.facts
-    shown = list(setup.data.train.examples[:rows])
+    shown = [*setup.data.train.examples[:rows], *setup.data.augmented.examples[:rows]]
     return {
         "rows": [
             _describe(example, _find_whole(example, recipe, setup), setup) for example in shown
@@ -43,6 +46,7 @@ def _describe(example: Example, whole: Example, setup: Setup) -> dict[str, Any]:
     return {
         "where": example.where,
         "format": example.format,
+        "changed": setup.data.augmented.changes.get(example.where, ""),
         "trained_tokens": example.trained_tokens,
         "stop_trained": ids[last] in setup.stops if setup.stops and writes else None,
         "labels": None if writes else list(example.labels),

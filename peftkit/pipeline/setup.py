@@ -107,7 +107,7 @@ def set_up(
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
     encoder = make_encoder(base, recipe.data, tokenizer, stops, reading)
-    data = prepare_data(recipe.data, encoder, recipe.evaluate.remember)
+    data = prepare_data(recipe.data, encoder, recipe.evaluate.remember, seed=recipe.seed)
     base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:

@@ -97,6 +97,7 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
         start=done,
         part=job.processes.rank,
         parts=job.processes.world,
+        order=job.setup.data.mixture.order,
     )
 
     def rate(step: int) -> float:

@@ -113,8 +113,35 @@ class Split:
     cut: float | None
     dropped: float | None
     fill: float | None
+    copies: float | None
+    """Changed copies among the rows."""
     skipped: tuple[tuple[str, str], ...]
     sources: tuple[tuple[str, float | None, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How much of the run one source was; `asked` is of the tokens, where a share was asked for."""
+
+    source: str
+    origin: str
+    rows: float | None
+    tokens: float | None
+    share: float | None
+    asked: float | None
+    times: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class OfOrigin:
+    """One metric on the rows of one origin, before and after."""
+
+    split: str
+    origin: str
+    rows: float | None
+    metric: str
+    base: float | None
+    adapted: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +221,8 @@ class Run:
     leakage: Leakage | None
     repeated: tuple[Repeated, ...]
     conflicts: tuple[Conflict, ...]
+    seen: tuple[Seen, ...]
+    by_origin: tuple[OfOrigin, ...]
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
     helped: str | None

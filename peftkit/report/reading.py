@@ -14,6 +14,7 @@ from peftkit.report.facts import (
     Finding,
     Leakage,
     Missing,
+    OfOrigin,
     Pair,
     Plan,
     Remembered,
@@ -21,6 +22,7 @@ from peftkit.report.facts import (
     Run,
     Sample,
     Scores,
+    Seen,
     Speed,
     Split,
     Step,
@@ -28,12 +30,13 @@ from peftkit.report.facts import (
 from peftkit.report.tolerant import Found, Loose, interval, label, number, rows, table, text, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _LONGEST_SENTENCE = 1000
 CLEAN = "_without_leaks"
 """What stands behind a split's name where figures are of the rows that did not leak."""
-CHECKS = ("leakage", "duplicates", "label_conflicts")
+CHECKS = ("leakage", "duplicates", "label_conflicts", "mixture")
 """Parts of `data.json` that are no split."""
 
 _FILES = {
@@ -69,6 +72,8 @@ def read_run(run: Path) -> Run:
         leakage=_leakage(table(data.get("leakage"))),
         repeated=tuple(map(_repeated, rows(table(data.get("duplicates")).get("most")))),
         conflicts=tuple(map(_conflict, rows(table(data.get("label_conflicts")).get("pairs")))),
+        seen=_seen(table(metrics.get("seen")), rows(data.get("mixture"))),
+        by_origin=tuple(_by_origin(table(metrics.get("by_origin")))),
         steps=_steps(rows(value["steps.jsonl"])),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
@@ -137,6 +142,7 @@ def _split(name: str, raw: Loose) -> Split:
         cut=number(raw.get("cut")),
         dropped=number(raw.get("dropped")),
         fill=number(raw.get("fill")),
+        copies=number(table(raw.get("augmented")).get("rows")) or None,
         skipped=tuple(
             (label(row.get("where")), text(row.get("why")) or "")
             for row in rows(raw.get("skipped"))
@@ -179,6 +185,37 @@ def _conflict(raw: Loose) -> Conflict:
         labels=tuple(map(label, labels)) if isinstance(labels, list) else (),
         text=text(raw.get("text")) or "",
     )
+
+
+def _seen(raw: Loose, mixture: tuple[Loose, ...]) -> tuple[Seen, ...]:
+    asked = {label(each.get("source")): number(each.get("share_of_tokens")) for each in mixture}
+    return tuple(
+        Seen(
+            source=label(each.get("source")),
+            origin=label(each.get("origin")),
+            rows=number(each.get("rows")),
+            tokens=number(each.get("tokens")),
+            share=number(each.get("share_of_tokens")),
+            asked=asked.get(label(each.get("source"))),
+            times=number(each.get("times")),
+        )
+        for each in rows(raw.get("sources"))
+    )
+
+
+def _by_origin(raw: Loose) -> Iterator[OfOrigin]:
+    for split, found in raw.items():
+        for each in rows(found):
+            base, adapted = table(each.get("base")), table(each.get("adapted"))
+            for metric in adapted:
+                yield OfOrigin(
+                    split=split,
+                    origin=label(each.get("origin")),
+                    rows=number(each.get("rows")),
+                    metric=metric,
+                    base=number(base.get(metric)),
+                    adapted=number(adapted.get(metric)),
+                )
 
 
 def _steps(lines: tuple[Loose, ...]) -> tuple[Step, ...]:

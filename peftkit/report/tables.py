@@ -162,6 +162,7 @@ def _trained(split: Split) -> str:
 
 _SPLIT_ROWS: tuple[tuple[str, Callable[[Split], str]], ...] = (
     ("Rows", lambda split: count(split.rows)),
+    ("Of these, changed copies", lambda split: count(split.copies)),
     ("Tokens", lambda split: count(split.tokens)),
     ("Trained tokens", _trained),
     ("Longest row", lambda split: count(split.longest)),
@@ -191,7 +192,44 @@ def data(run: Run) -> list[Table]:
         _leaking(run.leakage),
         _repeated(run.repeated),
         _contradicting(run.conflicts),
+        _trained_on(run),
+        _by_origin(run),
     )
+
+
+def _trained_on(run: Run) -> Table:
+    """How much of the run each source was, where there are several or it is known who wrote it."""
+    telling = len(run.seen) > 1 or any(each.origin != "unknown" for each in run.seen)
+    rows = [
+        (
+            each.source,
+            each.origin,
+            count(each.rows),
+            count(each.tokens),
+            wording.share(each.share),
+            wording.share(each.asked),
+            wording.figure(each.times, 3),
+        )
+        for each in run.seen
+        if telling
+    ]
+    columns = ("Source", "Origin", "Rows", "Tokens", "Of the tokens", "Asked for", "Times seen")
+    return _listed("Trained on", columns, rows)
+
+
+def _by_origin(run: Run) -> Table:
+    rows = [
+        (
+            each.origin,
+            each.split,
+            count(each.rows),
+            wording.metric(each.metric).label,
+            wording.metric(each.metric).show(each.base),
+            wording.metric(each.metric).show(each.adapted),
+        )
+        for each in run.by_origin
+    ]
+    return _listed("By origin", ("Origin", "Split", "Rows", "Metric", "Before", "After"), rows)
 
 
 def _leaking(leakage: Leakage | None) -> Table:

@@ -46,7 +46,6 @@ def findings_in_code() -> dict[str, tuple[set[float], set[str]]]:
     """Thresholds and severities of each finding, read off the calls that make them."""
     found: dict[str, tuple[set[float], set[str]]] = {}
     for path in sorted((REPOSITORY / "peftkit" / "diagnose").glob("*.py")):
-        constants = vars(import_module(f"peftkit.diagnose.{path.stem}"))
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding"):
                 continue
@@ -54,7 +53,8 @@ def findings_in_code() -> dict[str, tuple[set[float], set[str]]]:
             assert isinstance(name, ast.Constant)
             thresholds, severities = found.setdefault(name.value, (set(), set()))
             named = isinstance(threshold, ast.Name)
-            thresholds.add(constants[threshold.id] if named else ast.literal_eval(threshold))
+            known = vars(import_module(f"peftkit.diagnose.{path.stem}"))
+            thresholds.add(known[threshold.id] if named else ast.literal_eval(threshold))
             words = [at.value for at in ast.walk(severity) if isinstance(at, ast.Constant)]
             severities.update(SEVERITIES & {word for word in words if isinstance(word, str)})
     return found

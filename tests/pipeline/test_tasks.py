@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     PreTrainedTokenizerFast,
@@ -20,6 +21,7 @@ from transformers import (
 import peftkit
 from peftkit.errors import RecipeError
 from peftkit.pipeline.evaluate import evaluate
+from peftkit.pipeline.target import open_target
 from peftkit.publish.tree import lay_out
 from peftkit.recipe.load import load_recipe
 
@@ -212,3 +214,60 @@ def test_vanilla_transformers_reads_the_head_after_its_labels(tmp_path: Path) ->
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "base")
     inputs = tokenizer("the wall is blue", return_tensors="pt")
     assert model(**inputs).logits.shape == (1, 4)
+
+
+SMILE, FROWN = "\U0001f600", "\U0001f621"
+"""Emoji that the tokenizer of these bases does not know: both are `[UNK]` to it."""
+
+
+def write_emoji_recipe(folder: Path, task: str, tokens: list[str]) -> Path:
+    """Rows in which all depends on which emoji it is."""
+    path = write_recipe(folder, task)
+    for name, colors in (("train", COLORS), ("test", WORDS[:4])):
+        faces = [(f"the {word} {face} wall", face) for word in colors for face in (SMILE, FROWN)]
+        rows: dict[str, list[dict[str, str]]] = {
+            "classification": [{"text": text, "label": face} for text, face in faces],
+            "masked-lm": [{"text": text} for text, _ in faces],
+            "seq2seq": [{"prompt": text, "completion": face} for text, face in faces],
+        }
+        lines = [json.dumps(row) + "\n" for row in rows[task] * (8 if name == "train" else 1)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    recipe = json.loads(path.read_text())
+    recipe["base"]["add_tokens"] = tokens
+    recipe["data"]["validation"] = "test.jsonl"
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+def test_an_emoji_that_the_base_cannot_read_is_learnt_as_a_token(tmp_path: Path) -> None:
+    right = []
+    for number, tokens in enumerate(([], [SMILE, FROWN])):
+        path = write_emoji_recipe(tmp_path, "classification", tokens)
+        run = peftkit.finetune(path, out=tmp_path / str(number))
+        right.append(run.metrics["test"]["accuracy"])
+    assert right == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"), [("masked-lm", BertForMaskedLM), ("seq2seq", T5ForConditionalGeneration)]
+)
+def test_vanilla_peft_reads_the_new_rows_of_an_encoder(
+    task: str, kind: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    path = write_emoji_recipe(tmp_path, task, [SMILE, FROWN])
+    run = peftkit.finetune(path, out=tmp_path / "run")
+    rows = json.loads((run.adapter / "adapter_config.json").read_text())["trainable_token_indices"]
+    assert list(rows.values()) == [[17, 18]]
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    base = kind.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    ids = torch.tensor([tokenizer.encode(f"the red {SMILE} wall")])
+    assert 17 in ids
+    given = {"input_ids": ids} | ({"decoder_input_ids": ids} if task == "seq2seq" else {})
+    with torch.inference_mode():
+        theirs = PeftModel.from_pretrained(base, str(run.adapter)).eval()(**given).logits
+        ours = open_target(str(run.path)).model.eval()(**given).logits
+    assert torch.equal(ours, theirs)
+    assert (task, ours.shape[-1]) == (task, 19)

@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from peftkit.recipe.sections.augment import AugmentSection
 from peftkit.recipe.sections.learn import LearnSection
-from peftkit.recipe.sections.section import Count, Expected, Section
+from peftkit.recipe.sections.mixture import MixtureSection, Origin
+from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section
 from peftkit.recipe.sections.split import SplitSection
 
 
@@ -40,12 +42,29 @@ class SourceSection(Section):
     """What a row's text means where it spells out a control token such as `<|im_end|>`: `text`
     reads it as any other text and counts it; `tokens` is for rows that hold a chat as one text."""
 
+    origin: Origin = "unknown"
+    """Who wrote the rows: `human`, `weak` (a rule, say) or `generated`; figures are told apart."""
+
     @model_validator(mode="after")
     def _learn_where_there_are_turns(self) -> Self:
         if self.learn != LearnSection() and self.format not in ("auto", "chat", "instruction"):
             msg = f"`learn` says whose turns are learned; rows of format `{self.format}` have none"
             raise ValueError(msg)
         return self
+
+
+class TrainSource(SourceSection):
+    """A source of rows to learn from."""
+
+    weight: PositiveNumber | Auto = "auto"
+    """Its share in the mixture, beside the others' weights; all sources have one, or none."""
+
+
+class ReplaySource(SourceSection):
+    """A source of rows that keep alive what the base knew."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of all tokens that are trained on; its rows start over as often as that takes."""
 
 
 def as_sources(value: Any) -> Any:
@@ -63,6 +82,18 @@ Sources = Annotated[
     _PHRASE,
 ]
 SomeSources = Annotated[Sources, Field(min_length=1, examples=["data/train.jsonl"])]
+_WrittenForTraining = str | TrainSource | tuple[str | TrainSource, ...]
+TrainSources = Annotated[
+    tuple[TrainSource, ...],
+    BeforeValidator(as_sources, json_schema_input_type=_WrittenForTraining),
+    _PHRASE,
+    Field(min_length=1, examples=["data/train.jsonl"]),
+]
+ReplaySources = Annotated[
+    tuple[ReplaySource, ...],
+    BeforeValidator(as_sources, json_schema_input_type=ReplaySource | tuple[ReplaySource, ...]),
+    Expected("a source such as `{source: general.txt, fraction: 0.05}`, or a list of them"),
+]
 
 
 class ValidationSources(Section):
@@ -125,8 +156,14 @@ TestSection = Annotated[
 class DataSection(Section):
     """Where rows come from and how they become tokens."""
 
-    train: SomeSources
+    train: TrainSources
     """Rows to learn from: a path, a source, or a list of them."""
+    mixture: MixtureSection = MixtureSection()
+    """How much of the run each of several sources is."""
+    replay: ReplaySources = ()
+    """General rows mixed in against forgetting, as a fraction of the tokens."""
+    augment: AugmentSection = AugmentSection()
+    """Changed copies of training rows, made after rows were held out; off by default."""
     validation: ValidationSection = SplitSection()
     """Rows to judge by: `{fraction: 0.05, by: random}`, or a source."""
     test: TestSection = ()
@@ -145,3 +182,18 @@ class DataSection(Section):
     """What happens when a row of validation, test or benchmarks is also a training row."""
     duplicates: Literal["warn", "error", "remove", "off"] = "warn"
     """What happens when training rows repeat each other; `remove` keeps the first of each."""
+
+    @model_validator(mode="after")
+    def _shares_that_add_up(self) -> Self:
+        weighted = [source.weight != "auto" for source in self.train]
+        if any(weighted) and not all(weighted):
+            bare = weighted.index(False)
+            msg = f"`train.{bare}` has no `weight`, but another source has; weigh all or none"
+            raise ValueError(msg)
+        if any(weighted) and self.mixture.temperature != 1:
+            msg = "`mixture.temperature` and the sources' `weight` both set the shares; keep one"
+            raise ValueError(msg)
+        if (total := sum(source.fraction for source in self.replay)) >= 1:
+            msg = f"`replay` takes {total:g} of the tokens, which leaves none for `train`"
+            raise ValueError(msg)
+        return self

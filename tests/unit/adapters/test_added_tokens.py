@@ -196,6 +196,18 @@ def test_what_is_a_token_already_is_told(folder: Path, token: str) -> None:
         load_tokenizer(locate(section), (token,))
 
 
+def test_emoji_of_several_code_points_are_one_token_each(folder: Path) -> None:
+    emoji = ("\U0001f44d", "\U0001f44d\U0001f3fd", "\u2764\ufe0f", "\U0001f468\u200d\U0001f469")
+    plain, grown = load(folder, ()), load(folder, emoji)
+    ids = grown.tokenizer.encode(f"fine {''.join(emoji)} !", add_special_tokens=False)
+    assert [row for row in ids if row >= 2048] == [2048, 2049, 2050, 2051]
+    assert grown.tokenizer.decode(ids) == f"fine {''.join(emoji)} !"
+    weights = [base.model.get_input_embeddings().weight for base in (plain, grown)]
+    for row, each in enumerate(emoji, 2048):
+        pieces = plain.tokenizer.encode(each, add_special_tokens=False)
+        assert torch.equal(weights[1][row], weights[0][pieces].mean(0))
+
+
 def test_other_methods_say_that_they_train_no_rows(folder: Path) -> None:
     with pytest.raises(RecipeError, match="ia3 trains no rows for new tokens"):
         attach(load(folder).model, Ia3Section(method="ia3"), seed=0)

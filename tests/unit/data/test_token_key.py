@@ -12,7 +12,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from peftkit.data import token_key
 from peftkit.data.draft import Encoder, Reading
-from peftkit.data.token_key import TOLD_OTHERWISE, describe_tokenizer, digest_code, make_key
+from peftkit.data.token_key import (
+    NOT_READ,
+    TOLD_OTHERWISE,
+    describe_tokenizer,
+    digest_code,
+    make_key,
+)
 from peftkit.recipe.sections.data import SourceSection
 from peftkit.recipe.sections.learn import LearnSection
 
@@ -87,7 +93,7 @@ def test_each_setting_counts_and_one_that_is_added_does_too(tmp_path: Path, toke
     for name in settings:
         changed = replace(encoder, **{name: other_than(getattr(encoder, name))})
         keys.append(make_key(source, "data", [], "skip", changed))
-    columns = {n: f for n, f in SourceSection.model_fields.items() if n != "source"}
+    columns = {n: f for n, f in SourceSection.model_fields.items() if n not in NOT_READ}
     for name, told in columns.items():
         value = other_than(getattr(source, name), told.annotation)
         changed_source = SourceSection.model_validate({"source": str(tmp_path), name: value})

@@ -52,6 +52,7 @@ BAD = [
     "base: {model: m}\ndata: {train: a.txt}\ntrain: {learning_rate: 0}",
     "base: {model: m}\ndata: {train: a.txt}\ntrain: {batch: 3}",
     "base: {model: m}\ndata: {train: a.txt, packing: yes}",
+    "base: {model: m}\ndata: {train: a.txt, augment: {drop: 1.1}}",
     "name: a/b\nbase: {model: m}\ndata: {train: a.txt}",
     "extends: 3",
 ]
@@ -87,6 +88,7 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         ),
         "if": lambda test: accepts(test, value, root) or accepts(schema["else"], value, root),
         "minimum": lambda limit: not isinstance(value, int | float) or value >= limit,
+        "maximum": lambda limit: not isinstance(value, int | float) or value <= limit,
         "exclusiveMinimum": lambda limit: not isinstance(value, int | float) or value > limit,
         "exclusiveMaximum": lambda limit: not isinstance(value, int | float) or value < limit,
         "minLength": lambda limit: not isinstance(value, str) or len(value) >= limit,

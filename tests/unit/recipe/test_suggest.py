@@ -67,7 +67,11 @@ def test_no_key_of_another_tool_hides_one_of_ours() -> None:
 def test_every_key_has_an_owner() -> None:
     assert [owner.path for owner in shape.owners()["alpha"]] == ["adapter"]
     assert [owner.tag for owner in shape.owners()["rank"]] == ["lora", "vera"]
-    assert [owner.path for owner in shape.owners()["source"]] == ["data.train"]
+    assert [owner.path for owner in shape.owners()["source"]] == [
+        "data.train",
+        "data.replay",
+        "data.validation.sources",
+    ]
     assert {owner.path for owner in shape.owners()["rows"]} == {"train.batch", "evaluate"}
     assert shape.owners()["seed"][0].path == ""
 
