@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data.filters import keep_good
 from peftkit.data.leakage import settle_leaks
 from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import split_rows
@@ -70,6 +71,8 @@ class Data:
     validation: Dataset
     test: Dataset | None
     leakage: dict[str, Any]
+    filtered: dict[str, Any] = field(default_factory=dict)
+    """What `data.filters` left out of the training rows; empty where all are off."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -91,6 +94,8 @@ class Data:
 def prepare_data(section: DataSection, encoder: Encoder) -> Data:
     """The training, validation and test sets that the recipe's `data` section names."""
     train = read_set("training", section.train, section.bad_rows, encoder)
+    good, filtered = keep_good(section.filters, train.examples, encoder.task)
+    train = Dataset(good, train.skipped, train.dropped)
     if isinstance(section.validation, SplitSection):
         kept, held = split_rows(train.examples, section.validation.fraction)
         validation = Dataset(held)
@@ -117,7 +122,7 @@ def prepare_data(section: DataSection, encoder: Encoder) -> Data:
                 f"every {name} row is also trained on, so `data.leakage: remove` leaves none",
                 hint="take other rows to judge by",
             )
-    return Data(train, validation, test, leakage)
+    return Data(train, validation, test, leakage, filtered)
 
 
 def read_set(

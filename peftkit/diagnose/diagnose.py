@@ -13,6 +13,7 @@ from peftkit.diagnose.checks import (
     check_length,
     check_overfitting,
 )
+from peftkit.diagnose.data_checks import check_data
 from peftkit.report.record import EVALUATIONS, STEPS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def diagnose(run: RunFolder) -> list[Finding]:
         check_learning_rate(steps),
         check_length(evaluations),
         *check_answers(metrics),
+        *check_data(data, metrics.get("task", "causal-lm")),
     ]
     kept = [finding for finding in found if finding is not None]
     return sorted(kept, key=lambda finding: ORDER.index(finding.severity))

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from peftkit.recipe.sections.filters import FiltersSection, as_filters
 from peftkit.recipe.sections.section import Count, Expected, Section
 
 
@@ -89,6 +90,12 @@ ValidationSection = Annotated[
 ]
 
 
+Filters = Annotated[
+    FiltersSection,
+    BeforeValidator(as_filters, json_schema_input_type=FiltersSection | Literal["off", "auto"]),
+]
+
+
 class DataSection(Section):
     """Where rows come from and how they become tokens."""
 
@@ -108,3 +115,7 @@ class DataSection(Section):
     """Short rows share a forward pass without padding each; they never see each other."""
     leakage: Literal["error", "warn", "remove", "off"] = "error"
     """What happens when a validation or test row is also a training row."""
+    filters: Filters = FiltersSection()
+    """Training rows to leave out for what they say; `auto` turns all on but `languages`."""
+    check_labels: Literal["auto", "on", "off"] = "auto"
+    """Suspect labels of classes by what the base sees: of 2,000 rows at most, `on` of 20,000."""
