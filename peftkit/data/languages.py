@@ -103,8 +103,8 @@ ONE_LANGUAGE = {
 }
 """Scripts that are nearly always of one language."""
 LETTER = re.compile("[A-Za-z]")
-WORD = re.compile(r"[^\W\d_]{2,}|[^\W\d_a-z]")
-"""Not a single letter of ASCII, which formulas and shortened words are full of."""
+WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|[\u0300-\u036f\u0610-\u065f\u0900-\u0963])+|[^\W\d_a-z]")
+"""A word with its marks; not a single letter of ASCII, which formulas are full of."""
 
 
 SMALL_WORDS = Path(__file__).with_name("function_words.txt")
@@ -161,19 +161,19 @@ def _main_script(counts: Counter[str]) -> str:
 
 
 def _by_small_words(text: str) -> str:
-    words = WORD.findall(text.lower())
-    hits: Counter[str] = Counter()
+    words = Counter(WORD.findall(text.lower()))
     languages_of = _languages_by_word()
-    for word in words:
-        hits.update(languages_of.get(word, ()))
-    ranked: list[tuple[str, int]] = hits.most_common(2)
-    if not ranked:
-        return UNKNOWN
-    best, count = ranked[0]
-    other = ranked[1][1] if len(ranked) > 1 else 0
-    # One small word in four is what a sentence has; a single one tells only of a few words.
-    enough = count >= 2 or len(words) <= 4
-    return best if enough and count * 10 >= len(words) and count > CLEAR * other else UNKNOWN
+    hits: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for word, count in words.items():
+        for language in languages_of.get(word, ()):
+            hits[language] += count
+            kinds[language] += 1
+    ranked = [*hits.most_common(2), ("", 0), ("", 0)]
+    (best, count), (_, other) = ranked[:2]
+    # One word may be a name or of another language: two different ones, and one in ten of all.
+    enough = kinds[best] >= 2 and count * 10 >= words.total()
+    return best if enough and count > CLEAR * other else UNKNOWN
 
 
 def shares(values: Counter[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 AUTO_ROWS, MOST_ROWS = 2_000, 20_000
 """Labels that `data.check_labels` looks at, at most, if it is `auto` and if it is `on`."""
-FEWEST_ROWS = 200
+FEWEST_ROWS = 400
 SEEN = 5
 """Rows that training sees for one whose label `auto` looks at: a fifteenth of the work, as a
 backward pass costs two forward ones."""

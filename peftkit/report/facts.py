@@ -173,6 +173,8 @@ class Run:
     plan: Plan | None
     splits: tuple[Split, ...]
     leakage: Leakage | None
+    data: Loose
+    """What else `data.json` says of the rows."""
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
     helped: str | None

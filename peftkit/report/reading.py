@@ -61,6 +61,7 @@ def read_run(run: Path) -> Run:
         plan=_plan(table(value["plan.json"])),
         splits=tuple(_split(name, table(data[name])) for name in _splits(data)),
         leakage=_leakage(table(data.get("leakage"))),
+        data=data,
         steps=_steps(rows(value["steps.jsonl"])),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
@@ -108,8 +109,12 @@ def _plan(raw: Loose) -> Plan | None:
 
 def _splits(data: Loose) -> list[str]:
     first = [name for name in ("train", "validation", "test") if table(data.get(name))]
-    rest = [name for name in data if name not in {*first, "leakage"} and table(data[name])]
+    rest = [name for name in data if name not in first and _is_split(table(data[name]))]
     return first + sorted(rest)
+
+
+def _is_split(raw: Loose) -> bool:
+    return all(number(raw.get(key)) is not None for key in ("rows", "tokens"))
 
 
 def _split(name: str, raw: Loose) -> Split:
