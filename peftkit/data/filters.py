@@ -41,7 +41,8 @@ LISTED = 50
 FEWEST_WORDS, FEWEST_LINES = 20, 4
 """In a shorter text, repeating once is a large share already."""
 REFUSAL = re.compile(
-    r"\bas an? (ai|artificial intelligence)\b|\bas a (large )?language model\b"
+    r"\bas an? (ai|artificial intelligence)( language)?( model| assistant|,)"
+    r"|\bas a large language model\b"
     r"|\bi('m| am) (just |only )?an? (ai|large language model|language model)\b"
     r"|\bi('m| am) (sorry|afraid),? (but )?i('m| am)? ?(can't|cannot|can not|unable|not able)\b"
     r"|\bi (can't|cannot|can not|am unable to|am not able to) (assist|help|fulfill|comply|answer)\b"
@@ -173,7 +174,7 @@ def share_of_repeated_words(said: str, _: str = "") -> float:
         return 0.0
     (pair, count), *_rest = Counter(pairwise(words)).most_common(1)
     letters = sum(map(len, words))
-    return round(count * sum(map(len, pair)) / letters, 4) if count > 1 else 0.0
+    return round(min(count * sum(map(len, pair)) / letters, 1.0), 4) if count > 1 else 0.0
 
 
 def share_of_repeated_lines(said: str, _: str = "") -> float:

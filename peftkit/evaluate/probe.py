@@ -86,21 +86,20 @@ def predict_unseen(
 ) -> NDArray[np.float64]:
     """(rows, classes) what a probe says of each row that was fitted on the other folds.
 
-    The strength is the one that says best what is in the first fold.
+    Its strength is the one whose answers surprise least: of one that is too strong, every row that
+    it cannot tell would look surely wrong.
     """
 
-    def predict(fold: int, strength: float) -> NDArray[np.float64]:
-        own = folds == fold
-        probe = fit_probe(features[~own], classes[~own], count, strength)
-        return probe.probabilities(features[own])
+    def predict(strength: float) -> NDArray[np.float64]:
+        found = np.zeros((len(features), count), np.float64)
+        for fold in range(int(folds.max()) + 1):
+            own = folds == fold
+            probe = fit_probe(features[~own], classes[~own], count, strength)
+            found[own] = probe.probabilities(features[own])
+        return found
 
-    tried = {strength: predict(0, strength) for strength in STRENGTHS}
-    best = min(tried, key=lambda strength: surprise(tried[strength], classes[folds == 0]))
-    found = np.zeros((len(features), count), np.float64)
-    found[folds == 0] = tried[best]
-    for fold in range(1, int(folds.max()) + 1):
-        found[folds == fold] = predict(fold, best)
-    return found
+    tried = [predict(strength) for strength in STRENGTHS]
+    return min(tried, key=lambda found: surprise(found, classes))
 
 
 def surprise(probabilities: NDArray[np.float64], classes: NDArray[np.int64]) -> float:
