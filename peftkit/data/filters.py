@@ -1,6 +1,6 @@
 """Rows that a recipe leaves out for what they say: too short, repeating, refusing, markup, spam.
 
-Each limit is a figure of one row; a row that passes no limit counts for the first filter it fails.
+A row that fails several filters counts for the first of them.
 Limits of repetition are those of Gopher's corpus (Rae et al., 2021, table A1).
 """
 

@@ -45,6 +45,7 @@ def planted(folder: Path, **data: Any) -> Path:
         wrong = labels[(number + 1) % 3]
         text = TEXTS[label].format(number)
         rows.append({"text": text, "label": wrong if number in FLIPPED else label})
+    judged = [{"text": TEXTS[each].format("nine"), "label": each} for each in labels]
     german = "Das ist nicht der Hund, und es ist auch keine Katze auf dem Baum {}"
     tests = [{"text": german.format(n), "label": labels[n % 2]} for n in range(30)]
     recipe = {
@@ -53,6 +54,7 @@ def planted(folder: Path, **data: Any) -> Path:
         "adapter": {"method": "lora", "rank": 2},
         "data": {
             "train": write(folder, "train.jsonl", rows),
+            "validation": write(folder, "validation.jsonl", judged),
             "test": write(folder, "test.jsonl", tests),
             "leakage": "warn",
             **data,
@@ -80,10 +82,10 @@ def test_wrong_labels_are_named_by_row(run: tuple[Any, Listening]) -> None:
     noise = json.loads((done.path / "data.json").read_text())["label_noise"]
     flipped = {f"train.jsonl:{number + 1}" for number in FLIPPED}
     listed = {row["where"]: row for row in noise["listed"]}
-    held = 6 - len(flipped & listed.keys())
-    assert held <= 2  # some may be held out, or less sure than the mean of their class
-    assert len(flipped & listed.keys()) >= 0.8 * len(listed)
-    assert noise["rows"] <= 150
+    found = flipped & listed.keys()
+    assert len(found) >= 3  # others are less sure than the mean of their class
+    assert len(found) >= 0.8 * len(listed)
+    assert (noise["rows"], noise["of"]) == (150, 150)
     page = (done.path / "report.html").read_text()
     assert "Labels that are probably wrong" in page
     assert next(iter(listed)) in page
@@ -126,7 +128,7 @@ def test_labels_can_be_left_alone_and_rows_left_out(tmp_path: Path) -> None:
 def test_a_dry_run_says_it_as_well(tmp_path: Path, cli: Callable[..., Any]) -> None:
     recipe = planted(tmp_path)
     shown = cli("finetune", str(recipe), "--dry-run", "--out", str(tmp_path / "run"))
-    assert shown.exit_code == 0
+    assert shown.returncode == 0
     assert "none of `weather`" in shown.stderr
 
 
@@ -134,12 +136,9 @@ def test_general_text_is_the_reference(tmp_path: Path) -> None:
     """The base knows it, so its bytes a token are what the rows are held against."""
     recipe = json.loads(planted(tmp_path).read_text())
     general = "Once upon a time there was a little girl who lived in a house. " * 3
-    recipe["evaluate"]["remember"] = []
     recipe["base"]["task"] = "causal-lm"
-    recipe["data"] |= {
-        "train": write(tmp_path, "code.jsonl", [{"text": f"x_{n}={n}"} for n in range(40)])
-    }
-    recipe["data"]["test"] = []
+    code = [{"text": f"x_{number}={number}"} for number in range(40)]
+    recipe["data"] = {"train": write(tmp_path, "code.jsonl", code)}
     write(tmp_path, "general.jsonl", [{"text": f"{general}{n}"} for n in range(8)])
     recipe["evaluate"]["remember"] = [{"source": "general.jsonl", "format": "text"}]
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))

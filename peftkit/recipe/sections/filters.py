@@ -22,7 +22,7 @@ class FiltersSection(Section):
     """Training rows that are left out, each counted and the first listed; all are off by default.
 
     Of a row with an answer, the answer is judged, else its text. Rows to judge by are left alone,
-    unless they are held out of the training rows. `auto` is a limit that most data do not pass.
+    unless they are held out of the training rows. `auto` is a limit that hardly any good row fails.
     """
 
     shortest: Off | Auto | Count = "off"
