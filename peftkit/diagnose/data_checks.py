@@ -13,7 +13,7 @@ from peftkit.diagnose.finding import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-IMBALANCE = 9.0
+IMBALANCE = 9
 """Rows of the largest class for one of the smallest; the KEEL collection calls more than 9 high."""
 NOISE = 0.05
 """Share of rows surely labeled otherwise than their features say; twice as many are a warning.

@@ -39,7 +39,8 @@ def inspect_rows(recipe: Recipe, setup: Setup) -> dict[str, Any]:
     examples = {name: found.examples for name, found in sets.items() if found is not None}
     on = limits_of(recipe.data.filters)
     remembered = [text for source in recipe.evaluate.remember for text in _opening(source)]
-    facts = {
+    return {
+        "balance": count_classes(examples, setup.base.names, task) if task in LABELLED else None,
         "languages": {name: describe_words(found) for name, found in examples.items()},
         "filters": {
             "left_out": data.filtered or None,
@@ -47,9 +48,6 @@ def inspect_rows(recipe: Recipe, setup: Setup) -> dict[str, Any]:
         },
         "preprocessing": describe_fit(setup.tokenizer, examples["train"], remembered),
     }
-    if task in LABELLED:
-        facts["balance"] = count_classes(examples, setup.base.names, task)
-    return facts
 
 
 def _opening(source: SourceSection) -> list[str]:

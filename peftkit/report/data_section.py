@@ -212,7 +212,7 @@ def _checks(data: Loose) -> Table:
 
 
 def _augmented(data: Loose) -> Table:
-    leaves = flat(table(data.get("augmentation")))
+    leaves = flat(table(table(data.get("train")).get("augmented")))
     lines = [(key.replace("_", " ").replace(".", ": "), value) for key, value in leaves.items()]
     return _listed("Augmentation", ("", ""), lines)
 
