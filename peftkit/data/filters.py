@@ -38,8 +38,8 @@ LIMITS: dict[str, float] = {
 """What `auto` means, and what the rows are counted by where a filter is off."""
 LISTED = 50
 """Rows named in `data.json`."""
-FEWEST_WORDS, FEWEST_LINES = 20, 4
-"""In a shorter text, repeating once is a large share already."""
+FEWEST_WORDS, FEWEST_LINES = 50, 4
+"""In a shorter text, repeating a little is a large share; Gopher has no text under 50 words."""
 REFUSAL = re.compile(
     r"\bas an? (ai|artificial intelligence)( language)?( model| assistant|,)"
     r"|\bas a large language model\b"

@@ -18,7 +18,7 @@ IMBALANCE = 9
 NOISE = 0.05
 """Share of rows surely labeled otherwise than their features say; twice as many are a warning.
 
-Measured with MiniLM on 750 and 1,500 rows of TREC, SST-2, banking77 and SMS: 0.4 to 8.1 % as
+Measured with MiniLM on 750 to 1,500 rows of TREC, SST-2, banking77 and SMS: 0.4 to 9.5 % as
 published, 2.1 to 10.3 % with one label in ten flipped. So the share alone proves little, and the
 rows have to be read.
 """

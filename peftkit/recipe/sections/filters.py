@@ -30,7 +30,7 @@ class FiltersSection(Section):
     longest: Off | Auto | Count = "off"
     """Most characters of prompt and answer together; `auto`: 20,000."""
     repeated_words: Off | Auto | Share = "off"
-    """Largest share of the letters in the commonest pair of words, from 20 words; `auto`: 0.2."""
+    """Largest share of the letters in the commonest pair of words, from 50 words; `auto`: 0.2."""
     repeated_lines: Off | Auto | Share = "off"
     """Largest share of lines that stood there before, from 4 lines on; `auto`: 0.3."""
     refusals: Literal["off", "on"] = "off"

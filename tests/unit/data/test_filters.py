@@ -172,20 +172,21 @@ def test_rows_are_left_out_before_any_are_held_out(tmp_path: Path, tokenizer: An
     assert len(data.test.examples) == 1
 
 
-words = some.lists(some.sampled_from(["a", "bb", "ccc"]), min_size=0, max_size=80)
+words = some.lists(some.sampled_from(["a", "bb", "ccc"]), min_size=0, max_size=120)
 
 
 @given(words)
 def test_the_share_of_repeated_words_is_a_share(said: list[str]) -> None:
     figure = share_of_repeated_words(" ".join(said))
     assert 0 <= figure <= 1
-    if len(said) < 20:
+    if len(said) < 50:
         assert figure == 0
 
 
 def test_repetition_is_counted_as_gopher_does() -> None:
-    words = [f"w{n:02}" for n in range(18)] + ["abc", "def"] * 4
-    # 26 words of 3 letters; `abc def` comes 4 times: 24 letters of 78
-    assert share_of_repeated_words(" ".join(words)) == pytest.approx(24 / 78, abs=1e-4)
+    words = [f"w{n:02}" for n in range(42)] + ["abc", "def"] * 4
+    # 50 words of 3 letters; `abc def` comes 4 times: 24 letters of 150
+    assert share_of_repeated_words(" ".join(words)) == pytest.approx(24 / 150, abs=1e-4)
+    assert share_of_repeated_words(" ".join(words[1:])) == 0
     lines = "one\ntwo\n\none\none\nthree"
     assert share_of_repeated_lines(lines) == pytest.approx(2 / 5)
