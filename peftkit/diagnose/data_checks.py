@@ -18,12 +18,12 @@ IMBALANCE = 9
 NOISE = 0.05
 """Share of rows surely labeled otherwise than their features say; twice as many are a warning.
 
-Measured with MiniLM on 750 to 1,500 rows of TREC, SST-2, banking77 and SMS: 0.4 to 9.5 % as
-published, 2.1 to 10.3 % with one label in ten flipped. So the share alone proves little, and the
-rows have to be read.
+Measured with MiniLM on 750 and 1,500 rows of TREC, SST-2 and SMS (`benchmarks/label_noise`): 0.6 to
+8.1 % as published, 2.1 to 10.2 % with one label in ten flipped. So the share alone proves little,
+and the rows have to be read.
 """
 FEWEST_CHECKED = 500
-"""Rows below which so much is only noted: of 375, clean ones came to 13 %."""
+"""Rows below which so much is only noted: the fewer rows, the more a probe is sure of wrongly."""
 SKILL = 0.3
 """How far from always the largest class to always right a probe must come to be believed."""
 OTHER_LANGUAGE = 0.1
