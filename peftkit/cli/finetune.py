@@ -64,10 +64,12 @@ def command(
             f"{loaded.recipe.base.model}, in {folder}"
         )
         from peftkit.pipeline.finetune import finetune, prepare
+        from peftkit.pipeline.inspect_rows import say_what_is_wrong
 
         if flags["dry_run"]:
             join()
-            prepare(loaded, run, **fresh, allow=allow)
+            found = prepare(loaded, run, **fresh, allow=allow)
+            say_what_is_wrong(found.rows, loaded.recipe.base.task, watch)
             _show_plan(run.read("plan.json"), as_json=flags["as_json"])
             return
         done = finetune(loaded, run, **fresh, allow=allow, watch=watch)

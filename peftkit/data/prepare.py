@@ -10,6 +10,7 @@ import numpy as np
 
 from peftkit.data.augment import Augmented, augment
 from peftkit.data.checks import check_rows, splits_of
+from peftkit.data.filters import keep_good
 from peftkit.data.mixture import Mixture, mix
 from peftkit.data.origin import name_sources
 from peftkit.data.rows import Bad, Intake
@@ -94,6 +95,8 @@ class Data:
     """One for each source that must not be forgotten."""
     commits: Mapping[str, str] = field(default_factory=dict)
     """Which commit of each data set on a hub was read, by the name in the recipe."""
+    filtered: Mapping[str, Any] = field(default_factory=dict)
+    """What `data.filters` left out of the training rows; empty where all are off."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -148,9 +151,14 @@ def prepare_data(
     splits = splits_of(section)
     keeping = replace(encoder, columns=columns_of(splits))
     train = read_set("training", section.train, section.bad_rows, keeping, own)
+    good, filtered = keep_good(section.filters, train.examples, encoder.task)
+    train = replace(train, examples=good)
     _refuse_empty(train, "training")
     sets = _read_named(section, encoder)
-    kept = tuple(read_set("remember", (each,), section.bad_rows, encoder) for each in remember)
+    kept = tuple(
+        read_set("remember", (source,), section.bad_rows, encoder, (name,))
+        for source, name in zip(remember, name_sources(remember), strict=True)
+    )
     benchmarks = read_set("benchmark", section.benchmarks, section.bad_rows, encoder)
     apart = {
         "remember": [example for found in kept for example in found.examples],
@@ -174,6 +182,7 @@ def prepare_data(
         copies,
         kept,
         encoder.reading.commits,
+        filtered,
     )
 
 

@@ -12,6 +12,7 @@ from peftkit.diagnose.checks import (
     check_length,
     check_overfitting,
 )
+from peftkit.diagnose.data_checks import check_data
 from peftkit.diagnose.repeats import (
     check_benchmarks,
     check_conflicts,
@@ -46,6 +47,7 @@ def diagnose(run: RunFolder) -> list[Finding]:
         check_learning_rate(steps),
         check_length(evaluations),
         *check_answers(metrics),
+        *check_data(data, metrics.get("task", "causal-lm")),
     ]
     kept = [finding for finding in found if finding is not None]
     return sorted(kept, key=lambda finding: ORDER.index(finding.severity))

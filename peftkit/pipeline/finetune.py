@@ -31,6 +31,12 @@ from peftkit.pipeline.identity import (
     write_lock,
     write_recipe,
 )
+from peftkit.pipeline.inspect_rows import (
+    inspect_rows,
+    note_labels,
+    say_what_is_wrong,
+    told_of_labels,
+)
 from peftkit.pipeline.judge import evaluate_all
 from peftkit.pipeline.plan import Plan, make_plan
 from peftkit.pipeline.setup import set_up
@@ -83,6 +89,8 @@ class Prepared:
     """Newer checkpoints, and what is wrong with each."""
     changes: list[dict[str, Any]]
     """What is allowed to be other than the run began with, and is."""
+    rows: dict[str, Any]
+    """What `data.json` says."""
 
 
 def prepare(
@@ -114,10 +122,12 @@ def prepare(
     check_space(run, plan.disk_bytes)
     if not changes:  # else not before `lock.json` says so
         write_recipe(run, loaded)
-    run.write("data.json", setup.data.facts)
+    earlier = {} if changes else told_of_labels(run)
+    rows = setup.data.facts | inspect_rows(loaded.recipe, setup) | earlier
+    run.write("data.json", rows)
     run.write("split.json", dict(setup.data.checks.split))
     run.write("plan.json", plan.facts)
-    return Prepared(setup, plan, identity, checkpoint, damaged, changes)
+    return Prepared(setup, plan, identity, checkpoint, damaged, changes, rows)
 
 
 def finetune(
@@ -151,6 +161,7 @@ def finetune(
         processes.wait()
         paths = restore_paths(model, head=choices.head, kept=kept)
         with base_only(model):
+            note_labels(run, model, setup, recipe, plan, watch)
             before = evaluate_all(model, setup, recipe, paths, watch)
         if not run.lines(EVALUATIONS):
             run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
@@ -256,3 +267,4 @@ def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
         watch.say(f"allowed to change: {'; '.join(change['changes'])}")
     if prepared.checkpoint is not None and (others := changed_versions(prepared.checkpoint)):
         watch.say(f"the last digits may differ from now on: {', '.join(others)}")
+    say_what_is_wrong(prepared.rows, prepared.setup.base.task, watch)

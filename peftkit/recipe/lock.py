@@ -24,6 +24,7 @@ FREE = frozenset(
     {
         "name",
         "publish",
+        "data.check_labels",
         "train.save_every",
         "train.keep",
         "train.threads",

@@ -223,6 +223,8 @@ class Run:
     conflicts: tuple[Conflict, ...]
     seen: tuple[Seen, ...]
     by_origin: tuple[OfOrigin, ...]
+    data: Loose
+    """What else `data.json` says of the rows."""
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
     helped: str | None

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 _LONGEST_SENTENCE = 1000
 CLEAN = "_without_leaks"
 """What stands behind a split's name where figures are of the rows that did not leak."""
-CHECKS = ("leakage", "duplicates", "label_conflicts", "mixture")
-"""Parts of `data.json` that are no split."""
 
 _FILES = {
     "recipe.yaml": "the recipe as written cannot be shown",
@@ -74,6 +72,7 @@ def read_run(run: Path) -> Run:
         conflicts=tuple(map(_conflict, rows(table(data.get("label_conflicts")).get("pairs")))),
         seen=_seen(table(metrics.get("seen")), rows(data.get("mixture"))),
         by_origin=tuple(_by_origin(table(metrics.get("by_origin")))),
+        data=data,
         steps=_steps(rows(value["steps.jsonl"])),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
@@ -128,8 +127,12 @@ def _plan(raw: Loose) -> Plan | None:
 
 def _splits(data: Loose) -> list[str]:
     first = [name for name in ("train", "validation", "test") if table(data.get(name))]
-    rest = [name for name in data if name not in {*first, *CHECKS} and table(data[name])]
+    rest = [name for name in data if name not in first and _is_split(table(data[name]))]
     return first + sorted(rest)
+
+
+def _is_split(raw: Loose) -> bool:
+    return all(number(raw.get(key)) is not None for key in ("rows", "tokens"))
 
 
 def _split(name: str, raw: Loose) -> Split:

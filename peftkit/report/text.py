@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from peftkit.report import story, tables, wording
+from peftkit.report import data_section, story, tables, wording
 from peftkit.report.reading import read_run
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ def _finding(finding: Finding) -> str:
 def _data(run: Run) -> Iterator[str]:
     if run.splits:
         yield tables.leakage_sentence(run)
-        yield from map(_table, tables.data(run))
+        yield from map(_table, data_section.summary(run))
+        yield from map(_table, data_section.row_by_row(run))
 
 
 def _recipe(run: Run) -> Iterator[str]:

@@ -113,7 +113,8 @@ def test_charts_draw_what_was_recorded(page: Page) -> None:
     assert box["height"] > 150
     for chart in ("learning-rate", "gradient-norm"):
         assert visible_plot(page, chart).locator("path.line").count() == 1
-    assert page.locator(".bars tbody tr").count() == 8
+    assert page.locator("#compared .bars tbody tr").count() == 8
+    assert page.locator("#data .bars tbody tr").count() == 5
     assert page.locator(".tile .strip").count() == 2
 
 
@@ -207,20 +208,20 @@ def test_tabs_open_by_mouse_and_by_arrow_keys(page: Page) -> None:
     expect(panels.locator("pre")).to_contain_text("model: builtin:tiny")
     for key, opened in (
         ("ArrowRight", "environment"),
-        ("ArrowRight", "data"),
+        ("ArrowRight", "plan"),
         ("ArrowLeft", "environment"),
-        ("Home", "data"),
+        ("Home", "plan"),
         ("End", "environment"),
     ):
         page.keyboard.press(key)
         expect(panels).to_have_attribute("id", opened)
         expect(page.get_by_role("tab", selected=True)).to_be_focused()
-    assert page.locator('[role=tab][tabindex="-1"]').count() == 3
+    assert page.locator('[role=tab][tabindex="-1"]').count() == 2
 
 
 def test_an_address_opens_its_tab(page: Page) -> None:
-    page.evaluate("location.hash = '#plan'")
-    expect(page.locator("[role=tabpanel]:visible")).to_have_attribute("id", "plan")
+    page.evaluate("location.hash = '#recipe'")
+    expect(page.locator("[role=tabpanel]:visible")).to_have_attribute("id", "recipe")
 
 
 def test_colors_follow_the_system_until_told_otherwise(page: Page) -> None:
@@ -247,7 +248,7 @@ def test_text_can_be_read_in_both_colors(page: Page, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)
     unfold(page)
     seen = 0
-    for tab in ("Data", "Plan", "Recipe", "Environment"):
+    for tab in ("Plan", "Recipe", "Environment"):
         page.get_by_role("tab", name=tab).click()
         found = page.evaluate(CONTRASTS)
         assert [words for contrast, words in found if contrast < 4.5] == []
@@ -259,7 +260,7 @@ def test_text_can_be_read_in_both_colors(page: Page, scheme: str) -> None:
 def test_nothing_sticks_out_sideways(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     unfold(page)
-    for tab in ("Data", "Plan", "Recipe", "Environment"):
+    for tab in ("Plan", "Recipe", "Environment"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") == width
     choose(page, "view", "Table")
@@ -309,14 +310,14 @@ def test_every_control_is_reached_by_tab_and_named(page: Page) -> None:
                 }"""
             )
         )
-    assert {"theme", "view", "scale", "judged", "tab-data", "Loss by step: read values"} <= reached
+    assert {"theme", "view", "scale", "judged", "tab-plan", "Loss by step: read values"} <= reached
     assert "" not in reached
 
 
 def test_paper_shows_every_panel_and_sample(page: Page) -> None:
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator(".panel:visible").count() == 4
+    assert page.locator(".panel:visible").count() == 3
     assert page.locator(".sample:visible").count() == 12
     assert page.locator("details:not([open])").count() == 0
     assert page.locator(".switch:visible").count() == 0
@@ -330,7 +331,7 @@ def test_paper_shows_every_panel_and_sample(page: Page) -> None:
 def test_without_scripts_everything_can_be_read(browser: Browser, report: Path) -> None:
     page = browser.new_page(java_script_enabled=False)
     page.goto(report.as_uri())
-    assert page.locator(".panel:visible").count() == 4
+    assert page.locator(".panel:visible").count() == 3
     assert page.locator(".sample:visible").count() == 12
     assert page.locator(".plot:visible").count() == 3
     assert page.locator(".as-table table:visible").count() == 1

