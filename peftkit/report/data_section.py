@@ -251,7 +251,7 @@ def _repeated(data: Loose) -> Table:
         (label(row.get("where")), count(number(row.get("rows"))), text(row.get("text")) or "")
         for row in rows(table(data.get("duplicates")).get("most"))
     ]
-    return _listed("Rows that come most often", ("Where", "Times", "Text"), lines)
+    return _listed("Most repeated training rows", ("First row", "Times", "Text"), lines)
 
 
 def _conflicts(data: Loose) -> Table:
@@ -261,7 +261,7 @@ def _conflicts(data: Loose) -> Table:
         both = " / ".join(label(each) for each in said) if isinstance(said, list) else ""
         places = (label(row.get("left")), label(row.get("right")))
         lines.append((*places, both, text(row.get("text")) or ""))
-    return _listed("One text, two labels", ("Row", "And", "Labels", "Text"), lines)
+    return _listed("The same with two labels", ("Row", "Other row", "Labels", "Text"), lines)
 
 
 def _listed(title: str, columns: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> Table:

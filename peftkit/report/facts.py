@@ -165,25 +165,6 @@ class Leakage:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
-    """A training row that others repeat, and how many there are of it."""
-
-    rows: float | None
-    where: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Two rows that say the same with two labels."""
-
-    left: str
-    right: str
-    labels: tuple[str, ...]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was checked, and what to do about it."""
 
@@ -219,8 +200,6 @@ class Run:
     plan: Plan | None
     splits: tuple[Split, ...]
     leakage: Leakage | None
-    repeated: tuple[Repeated, ...]
-    conflicts: tuple[Conflict, ...]
     seen: tuple[Seen, ...]
     by_origin: tuple[OfOrigin, ...]
     data: Loose

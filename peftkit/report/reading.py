@@ -9,7 +9,6 @@ from peftkit.report import tolerant
 from peftkit.report.facts import (
     SEVERITIES,
     Change,
-    Conflict,
     Evaluation,
     Finding,
     Leakage,
@@ -18,7 +17,6 @@ from peftkit.report.facts import (
     Pair,
     Plan,
     Remembered,
-    Repeated,
     Run,
     Sample,
     Scores,
@@ -68,8 +66,6 @@ def read_run(run: Path) -> Run:
         plan=_plan(table(value["plan.json"])),
         splits=tuple(_split(name, table(data[name])) for name in _splits(data)),
         leakage=_leakage(table(data.get("leakage"))),
-        repeated=tuple(map(_repeated, rows(table(data.get("duplicates")).get("most")))),
-        conflicts=tuple(map(_conflict, rows(table(data.get("label_conflicts")).get("pairs")))),
         seen=_seen(table(metrics.get("seen")), rows(data.get("mixture"))),
         by_origin=tuple(_by_origin(table(metrics.get("by_origin")))),
         data=data,
@@ -173,20 +169,6 @@ def _leakage(raw: Loose) -> Leakage | None:
             )
             for row in rows(raw.get("pairs"))
         ),
-    )
-
-
-def _repeated(raw: Loose) -> Repeated:
-    return Repeated(number(raw.get("rows")), label(raw.get("where")), text(raw.get("text")) or "")
-
-
-def _conflict(raw: Loose) -> Conflict:
-    labels = raw.get("labels")
-    return Conflict(
-        left=label(raw.get("left")),
-        right=label(raw.get("right")),
-        labels=tuple(map(label, labels)) if isinstance(labels, list) else (),
-        text=text(raw.get("text")) or "",
     )
 
 

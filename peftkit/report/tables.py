@@ -13,7 +13,7 @@ from peftkit.report.wording import NOTHING, count
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from peftkit.report.facts import Change, Conflict, Leakage, Repeated, Run, Split
+    from peftkit.report.facts import Change, Leakage, Run, Split
 
 LISTED = 20
 """Rows of a list that are shown; the run folder has the rest."""
@@ -190,8 +190,6 @@ def data(run: Run) -> list[Table]:
         _listed("Sources", ("Source", "Split", "Rows", "Tokens"), sources),
         _listed("Skipped rows", ("Where", "Why"), [row for s in run.splits for row in s.skipped]),
         _leaking(run.leakage),
-        _repeated(run.repeated),
-        _contradicting(run.conflicts),
         _trained_on(run),
         _by_origin(run),
     )
@@ -245,16 +243,6 @@ def _leaking(leakage: Leakage | None) -> Table:
         for pair in pairs
     ]
     return _listed("Rows in two splits", ("Kind", "Similarity", "Row", "Same as", "Text"), rows)
-
-
-def _repeated(repeated: Sequence[Repeated]) -> Table:
-    rows = [(count(each.rows), each.where, each.text) for each in repeated]
-    return _listed("Most repeated training rows", ("Times", "First row", "Text"), rows)
-
-
-def _contradicting(conflicts: Sequence[Conflict]) -> Table:
-    rows = [(each.left, each.right, " / ".join(each.labels), each.text) for each in conflicts]
-    return _listed("The same with two labels", ("Row", "Other row", "Labels", "Text"), rows)
 
 
 def _listed(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:

@@ -98,7 +98,7 @@ def test_copies_stand_beside_their_rows_in_training_alone(tmp_path: Path, tokeni
     )
     count = len(plain.train.examples)
     assert data.validation.digest == plain.validation.digest
-    assert data.leakage == plain.leakage
+    assert data.checks.leakage == plain.checks.leakage
     assert [e.where for e in data.train.examples[:count]] == [e.where for e in plain.train.examples]
     copies = data.augmented.examples
     assert [e.where for e in data.train.examples[count:]] == [e.where for e in copies]

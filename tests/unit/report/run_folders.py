@@ -179,8 +179,6 @@ def data() -> dict[str, Any]:
                 }
             ],
         },
-        "duplicates": {"exact": 12, "near": 3, "distinct": 1588, "most": [], "policy": "warn"},
-        "label_conflicts": {"rows": 0, "texts": 0, "held_out": {}, "labeled": True, "pairs": []},
     }
 
 
@@ -244,10 +242,15 @@ def checks() -> dict[str, Any]:
         "duplicates": {
             "exact": 4,
             "near": 9,
+            "distinct": 1596,
+            "policy": "warn",
             "most": [{"rows": 3, "where": "data/train.jsonl:5", "text": "Where is my parcel?"}],
         },
         "label_conflicts": {
+            "rows": 2,
             "texts": 1,
+            "held_out": {},
+            "labeled": True,
             "pairs": [
                 {
                     "left": "data/train.jsonl:5",

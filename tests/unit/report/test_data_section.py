@@ -46,8 +46,8 @@ def test_rows_are_listed_one_by_one(run: Path) -> None:
     assert len(suspected.rows) == LISTED
     assert suspected.note.startswith(f"{LISTED} of 30;")
     assert suspected.rows[0][:3] == ("data/train.jsonl:7", "billing", "returns")
-    assert found["One text, two labels"].rows[0][2] == "delivery / returns"
-    assert found["Rows that come most often"].rows == (
+    assert found["The same with two labels"].rows[0][2] == "delivery / returns"
+    assert found["Most repeated training rows"].rows == (
         ("data/train.jsonl:5", "3", "Where is my parcel?"),
     )
     assert found["Rows that filters are against"].rows[0][1:] == ("shortest", "1", "kept")

@@ -101,7 +101,7 @@ def test_rows_that_stand_twice_are_shown(run: Path) -> None:
     for line in (
         "Every figure: test without the rows that leaked",
         "Most repeated training rows",
-        "| 1,234 | a.jsonl:3 | Sorry, later |",
+        "| a.jsonl:3 | 1,234 | Sorry, later |",
         "| a.jsonl:1 | b.jsonl:2 | positive / negative | so good |",
     ):
         assert line in text
