@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from peftkit.data.conflicts import find_conflicts
 from peftkit.data.duplicates import settle_duplicates
 from peftkit.data.hashed import hash_rows
@@ -52,6 +54,7 @@ def check_rows(
     train: Sequence[Example],
     named: Sets,
     apart: Sets,
+    replay: Sequence[Example] = (),
 ) -> tuple[Sequence[Example], dict[str, Sequence[Example]], Checks]:
     """What is left to train on, the sets to judge by, and what was found.
 
@@ -61,6 +64,8 @@ def check_rows(
         train: all rows of the training sources.
         named: sets to judge by that have sources of their own.
         apart: sets that must not be trained on either.
+        replay: rows to be mixed in after the training rows. Any other row would do as well, so
+            those that are judged by are simply not among them; else they count as training rows.
     """
     rows, duplicates = settle_duplicates(section.duplicates, hash_rows(train))
     rows, held = hold_out(rows, splits)
@@ -75,7 +80,10 @@ def check_rows(
     judged |= {name: sets[name] for name in ("validation", "test") if name in sets}
     conflicts = find_conflicts(rows, judged)
     away = {name: others[name] for name in apart if len(others[name])}
-    settled = settle_leaks(section.leakage, rows, judged, away)
+    general = hash_rows(replay)
+    taken = [found.keys for found in judged.values()]
+    general = general.pick(np.flatnonzero(~np.isin(general.keys, np.concatenate(taken))))
+    settled = settle_leaks(section.leakage, rows.followed_by(general), judged, away)
     for name, found in {"training": settled.train, **settled.held}.items():
         if not len(found):
             raise InputError(
