@@ -75,9 +75,9 @@ def inspect_labels(model: Any, setup: Setup, recipe: Recipe, plan: Plan) -> dict
 def note_labels(
     run: RunFolder, model: Any, setup: Setup, recipe: Recipe, plan: Plan, watch: Watch
 ) -> None:
-    """Add what is said of the labels to `data.json`, unless an earlier part of the run did."""
+    """Add what is said of the labels to `data.json`, unless that was found out earlier."""
     data = run.read("data.json")
-    if "label_noise" in data:
+    if data.get("label_noise", {}).get("rows"):  # `data.check_labels` may be turned on meanwhile
         return
     data["label_noise"] = inspect_labels(model, setup, recipe, plan)
     run.write("data.json", data)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import peftkit
+from peftkit.errors import RunError
 from peftkit.pipeline.watch import Silent
 from peftkit.recipe.load import load_recipe
 from peftkit.report.holding import hold
@@ -108,6 +109,26 @@ def test_a_finished_run_keeps_what_it_says_of_labels(run: tuple[Any, Listening])
     again = peftkit.finetune(str(done.path.parent / "recipe.yaml"), out=str(done.path))
     assert again.findings == done.findings
     assert (done.path / "data.json").read_bytes() == before
+
+
+class Leaving(Silent):
+    """Stops the run when the labels have been looked at, or would have been."""
+
+    def say(self, line: str) -> None:
+        if line.startswith("evaluating"):
+            raise RunError(line)
+
+
+def test_a_run_that_goes_on_may_look_at_labels_after_all(tmp_path: Path) -> None:
+    from peftkit.pipeline.finetune import finetune
+
+    noise = {}
+    for asked in ("off", "on", "off"):
+        recipe = load_recipe(planted(tmp_path, check_labels=asked))
+        with hold(tmp_path / "run") as held, pytest.raises(RunError):
+            finetune(recipe, held, watch=Leaving())
+        noise[asked] = json.loads((tmp_path / "run/data.json").read_text())["label_noise"]
+        assert noise[asked]["rows"] == (150 if "on" in noise else 0)
 
 
 def test_labels_can_be_left_alone_and_rows_left_out(tmp_path: Path) -> None:
