@@ -17,7 +17,7 @@ from peftkit.data.rows import Bad, Intake
 from peftkit.data.split import columns_of
 from peftkit.data.tokenized import read_source
 from peftkit.data.totals import count_tokens
-from peftkit.data.views import Chained, lengths_of, names_of, numbers_of
+from peftkit.data.views import Chained, Picked, lengths_of, names_of, numbers_of
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,6 +126,13 @@ class Data:
                 for origin in dict.fromkeys(each["origin"] for each in sources)
             ],
         }
+
+    @property
+    def own(self) -> Sequence[Example]:
+        """The training rows as they were read, without replay and changed copies."""
+        read = len(self.train.examples) - len(self.augmented.examples)
+        sources = len(self.mixture.names) - self.mixture.replayed
+        return Picked(self.train.examples, np.flatnonzero(self.mixture.numbers[:read] < sources))
 
     @property
     def digests(self) -> dict[str, str]:

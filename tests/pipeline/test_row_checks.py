@@ -153,6 +153,24 @@ def test_a_dry_run_says_it_as_well(tmp_path: Path, cli: Callable[..., Any]) -> N
     assert "none of `weather`" in shown.stderr
 
 
+def test_replay_and_copies_do_not_hide_what_the_rows_are_like(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    recipe = planted(tmp_path, replay={"source": "general.jsonl", "fraction": 0.1})
+    written = json.loads(recipe.read_text())
+    written["data"]["augment"] = {"copies": 1}
+    recipe.write_text(json.dumps(written))
+    german = "Das ist nicht der Hund, und es ist auch keine Katze auf dem Baum"
+    general = [{"text": f"{german} {n}", "label": "animals"} for n in range(900)]
+    write(tmp_path, "general.jsonl", general)
+    shown = cli("finetune", str(recipe), "--dry-run", "--out", str(tmp_path / "run"))
+    assert "languages hardly trained on: de" in shown.stderr
+    data = json.loads((tmp_path / "run/data.json").read_text())
+    looked_at = (data["languages"]["train"], data["filters"]["counted"], data["preprocessing"])
+    assert [found["rows"] for found in looked_at] == [150, 150, 150]
+    assert data["balance"]["train"]["counts"]["animals"] > 900  # these are trained on
+
+
 def test_general_text_is_the_reference(tmp_path: Path) -> None:
     """The base knows it, so its bytes a token are what the rows are held against."""
     recipe = json.loads(planted(tmp_path).read_text())
