@@ -253,5 +253,5 @@ def _refuse_empty(found: Dataset, what: str) -> None:
         return
     raise InputError(
         f"the {what} data has no usable row: {len(found.skipped)} skipped, {found.dropped} dropped",
-        hint="`peftkit preview RECIPE` shows what becomes of the rows",
+        hint="why: `--set data.bad_rows=error --set data.too_long=error`",
     )

@@ -226,8 +226,9 @@ def test_a_source_without_rows_cannot_have_its_share(tmp_path: Path, tokenizer: 
     ]
     settled = DataSection.model_validate({"train": sources, "leakage": "off"})
     stops = frozenset({tokenizer.eos_token_id})
-    with pytest.raises(InputError, match=r"`b\.jsonl` has no row left to train on"):
+    with pytest.raises(InputError, match=r"`b\.jsonl` has no row left to train on") as refusal:
         prepare_data(settled, Encoder(tokenizer, stops, 14, "drop"))
+    assert "data.too_long=error" in refusal.value.hint  # no other command gets further than this
 
 
 @pytest.mark.parametrize(
