@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from peftkit.data.conflicts import find_conflicts
 from peftkit.data.duplicates import settle_duplicates
 from peftkit.data.hashed import hash_rows
@@ -52,6 +54,7 @@ def check_rows(
     train: Sequence[Example],
     named: Sets,
     apart: Sets,
+    replay: Sequence[Example] = (),
 ) -> tuple[Sequence[Example], dict[str, Sequence[Example]], Checks]:
     """What is left to train on, the sets to judge by, and what was found.
 
@@ -61,8 +64,11 @@ def check_rows(
         train: all rows of the training sources.
         named: sets to judge by that have sources of their own.
         apart: sets that must not be trained on either.
+        replay: rows to be mixed in after the training rows. Any other row would do as well, so
+            those that are judged by are simply not among them; else they count as training rows.
     """
-    rows, duplicates = settle_duplicates(section.duplicates, hash_rows(train))
+    every = hash_rows(train)
+    rows, duplicates = settle_duplicates(section.duplicates, every)
     rows, held = hold_out(rows, splits)
     split = dict.fromkeys(("validation", "test")) | {
         name: {"fraction": splits[name].fraction, "by": splits[name].by}
@@ -73,9 +79,11 @@ def check_rows(
     sets = {**held, **others}
     judged: dict[str, Hashed] = {}
     judged |= {name: sets[name] for name in ("validation", "test") if name in sets}
-    conflicts = find_conflicts(rows, judged)
+    # Of rows that say the same, the one that was left out may be the one that is labeled rightly.
+    conflicts = find_conflicts(_without(every, held), judged)
     away = {name: others[name] for name in apart if len(others[name])}
-    settled = settle_leaks(section.leakage, rows, judged, away)
+    general = _without(hash_rows(replay), judged)
+    settled = settle_leaks(section.leakage, rows.followed_by(general), judged, away)
     for name, found in {"training": settled.train, **settled.held}.items():
         if not len(found):
             raise InputError(
@@ -85,3 +93,9 @@ def check_rows(
     checks = Checks(settled.facts, duplicates, conflicts, split, settled.leaked)
     left = {name: found.examples for name, found in settled.held.items()}
     return settled.train.examples, left, checks
+
+
+def _without(rows: Hashed, sets: Mapping[str, Hashed]) -> Hashed:
+    """The rows that say nothing that a row of these sets says."""
+    keys = [np.empty(0, np.uint64), *(found.keys for found in sets.values())]
+    return rows.pick(np.flatnonzero(~np.isin(rows.keys, np.concatenate(keys))))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peftkit.data.example import normalize
-from peftkit.data.views import Picked
+from peftkit.data.views import Chained, Picked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,17 @@ class Hashed:
             return self
         examples = Picked(self.examples, places)
         return Hashed(examples, self.keys[places], self.asked[places], self.answers[places])
+
+    def followed_by(self, other: Hashed) -> Hashed:
+        """These rows, and then those of another set."""
+        if not len(other):
+            return self
+        return Hashed(
+            Chained([self.examples, other.examples]),
+            np.concatenate([self.keys, other.keys]),
+            np.concatenate([self.asked, other.asked]),
+            np.concatenate([self.answers, other.answers]),
+        )
 
 
 def hash_rows(examples: Sequence[Example]) -> Hashed:

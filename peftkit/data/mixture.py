@@ -140,5 +140,6 @@ def _refuse_empty(rows: Mapping[str, NDArray[np.int64]]) -> None:
     if empty is not None:
         raise InputError(
             f"`{empty}` has no row left to train on, so it cannot have its share",
-            hint="`peftkit preview RECIPE` shows what became of its rows",
+            hint="take it out, or keep its rows: `--set data.duplicates=warn` if they repeat "
+            "others; `--set data.bad_rows=error --set data.too_long=error` says what is wrong",
         )

@@ -128,6 +128,13 @@ class Data:
         }
 
     @property
+    def own(self) -> Sequence[Example]:
+        """The training rows as they were read, without replay and changed copies."""
+        read = len(self.train.examples) - len(self.augmented.examples)
+        sources = len(self.mixture.names) - self.mixture.replayed
+        return Picked(self.train.examples, np.flatnonzero(self.mixture.numbers[:read] < sources))
+
+    @property
     def digests(self) -> dict[str, str]:
         """What `lock.json` remembers of the data."""
         sets = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -147,7 +154,7 @@ def prepare_data(
     stands among those it is judged by.
     """
     names = name_sources([*section.train, *section.replay])
-    own, general = names[: len(section.train)], names[len(section.train) :]
+    own = names[: len(section.train)]
     splits = splits_of(section)
     keeping = replace(encoder, columns=columns_of(splits))
     train = read_set("training", section.train, section.bad_rows, keeping, own)
@@ -165,10 +172,11 @@ def prepare_data(
         "benchmarks": benchmarks.examples,
     }
     named = {name: found.examples for name, found in sets.items()}
-    left, held, checks = check_rows(section, splits, train.examples, named, apart)
+    general = read_set("replay", section.replay, section.bad_rows, encoder, names[len(own) :])
+    left, held, checks = check_rows(section, splits, train.examples, named, apart, general.examples)
     nothing = Dataset((), origins=train.origins)
     sets |= {name: replace(sets.get(name, nothing), examples=held[name]) for name in held}
-    train = _add_replay(replace(train, examples=left), section, encoder, general, held)
+    train = _with_replay(train, general, left)
     copies = augment(section, train.examples, own, encoder, seed)
     if copies.examples:
         train = replace(train, examples=Chained([train.examples, copies.examples]))
@@ -229,24 +237,10 @@ def _read_named(section: DataSection, encoder: Encoder) -> dict[str, Dataset]:
     return sets
 
 
-def _add_replay(
-    train: Dataset,
-    section: DataSection,
-    encoder: Encoder,
-    names: Sequence[str],
-    held: Mapping[str, Sequence[Example]],
-) -> Dataset:
-    """The training set with the rows that keep alive what the base knew, after its own.
-
-    Any other row would do as well, so those that are held out are simply not among them.
-    """
-    if not section.replay:
-        return train
-    general = read_set("replay", section.replay, section.bad_rows, encoder, names)
-    keys = [numbers_of(examples, "key") for examples in held.values()]
-    strange = ~np.isin(numbers_of(general.examples, "key"), np.concatenate(keys))
+def _with_replay(train: Dataset, general: Dataset, left: Sequence[Example]) -> Dataset:
+    """The training set whose rows are `left`, those that keep alive what the base knew last."""
     return Dataset(
-        Chained([train.examples, Picked(general.examples, np.flatnonzero(strange))]),
+        left,
         (*train.skipped, *general.skipped),
         train.dropped + general.dropped,
         train.blank + general.blank,
@@ -259,5 +253,5 @@ def _refuse_empty(found: Dataset, what: str) -> None:
         return
     raise InputError(
         f"the {what} data has no usable row: {len(found.skipped)} skipped, {found.dropped} dropped",
-        hint="`peftkit preview RECIPE` shows what becomes of the rows",
+        hint="why: `--set data.bad_rows=error --set data.too_long=error`",
     )

@@ -25,11 +25,12 @@ def check_mixture(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[F
 
 
 def _check_shares(seen: Sequence[Mapping[str, Any]], asked: Mapping[str, float]) -> Finding:
-    off = {e["source"]: abs(e["share_of_tokens"] / asked[e["source"]] - 1) for e in seen}
-    worst = max(seen, key=lambda each: off[each["source"]])
-    name = worst["source"]
+    found = {each["source"]: each["share_of_tokens"] for each in seen}
+    # A source of which every row was left out is asked for nothing, and is nowhere.
+    off = {name: abs(found[name] / share - 1) for name, share in asked.items() if share}
+    name = max(off, key=lambda each: off[each])
     said = (
-        f"`{name}` was {100 * worst['share_of_tokens']:.1f} % of the tokens, and "
+        f"`{name}` was {100 * found[name]:.1f} % of the tokens, and "
         f"{100 * asked[name]:.1f} % was asked for"
     )
     if off[name] <= OFF:

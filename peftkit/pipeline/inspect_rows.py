@@ -30,20 +30,26 @@ backward pass costs two forward ones."""
 
 
 def inspect_rows(recipe: Recipe, setup: Setup) -> dict[str, Any]:
-    """Everything that `data.json` says of the rows beyond their number."""
+    """Everything that `data.json` says of the rows beyond their number.
+
+    Replay may have many more rows than there are to learn from, and copies say nothing that their
+    rows do not, so neither tells what the rows are like.
+    """
     data, task = setup.data, recipe.base.task
     sets = {"train": data.train, "validation": data.validation, "test": data.test}
     examples = {name: found.examples for name, found in sets.items() if found is not None}
-    on = limits_of(recipe.data.filters)
+    on, own = limits_of(recipe.data.filters), data.own
     remembered = [each.text for found in data.remember for each in found.examples[:ROWS]]
     return {
         "balance": count_classes(examples, setup.base.names, task) if task in LABELLED else None,
-        "languages": {name: describe_words(found) for name, found in examples.items()},
+        "languages": {
+            name: describe_words(found) for name, found in {**examples, "train": own}.items()
+        },
         "filters": {
             "left_out": data.filtered or None,
-            "counted": count_bad(examples["train"], task, LOOKED_AT, on),
+            "counted": count_bad(own, task, LOOKED_AT, on),
         },
-        "preprocessing": describe_fit(setup.tokenizer, examples["train"], remembered),
+        "preprocessing": describe_fit(setup.tokenizer, own, remembered),
     }
 
 
@@ -67,17 +73,15 @@ def inspect_labels(model: Any, setup: Setup, recipe: Recipe, plan: Plan) -> dict
         return {"rows": 0, "why": "a base of random weights knows nothing"}
     worth = max(FEWEST_ROWS, plan.steps * plan.rows_per_step // SEEN)
     limit = MOST_ROWS if asked == "on" else min(AUTO_ROWS, worth)
-    copies = len(setup.data.augmented.examples)  # which say nothing that their rows do not
-    rows = setup.data.train.examples[: len(setup.data.train.examples) - copies]
-    return find_label_noise(model, rows, setup.task, setup.pad_id, limit)
+    return find_label_noise(model, setup.data.own, setup.task, setup.pad_id, limit)
 
 
 def note_labels(
     run: RunFolder, model: Any, setup: Setup, recipe: Recipe, plan: Plan, watch: Watch
 ) -> None:
-    """Add what is said of the labels to `data.json`, unless an earlier part of the run did."""
+    """Add what is said of the labels to `data.json`, unless that was found out earlier."""
     data = run.read("data.json")
-    if "label_noise" in data:
+    if data.get("label_noise", {}).get("rows"):  # `data.check_labels` may be turned on meanwhile
         return
     data["label_noise"] = inspect_labels(model, setup, recipe, plan)
     run.write("data.json", data)

@@ -212,7 +212,11 @@ def _checks(data: Loose) -> Table:
 
 
 def _augmented(data: Loose) -> Table:
-    leaves = flat(table(table(data.get("train")).get("augmented")))
+    """What was changed in copies; nothing where none were asked for."""
+    made = table(table(data.get("train")).get("augmented"))
+    if not any(number(made.get(key)) for key in ("rows", "unchanged", "left_out")):
+        return Table("Augmentation", (), ())
+    leaves = flat(made)
     lines = [(key.replace("_", " ").replace(".", ": "), value) for key, value in leaves.items()]
     return _listed("Augmentation", ("", ""), lines)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import peftkit
+from peftkit.errors import RunError
 from peftkit.pipeline.watch import Silent
 from peftkit.recipe.load import load_recipe
 from peftkit.report.holding import hold
@@ -110,6 +111,26 @@ def test_a_finished_run_keeps_what_it_says_of_labels(run: tuple[Any, Listening])
     assert (done.path / "data.json").read_bytes() == before
 
 
+class Leaving(Silent):
+    """Stops the run when the labels have been looked at, or would have been."""
+
+    def say(self, line: str) -> None:
+        if line.startswith("evaluating"):
+            raise RunError(line)
+
+
+def test_a_run_that_goes_on_may_look_at_labels_after_all(tmp_path: Path) -> None:
+    from peftkit.pipeline.finetune import finetune
+
+    noise = {}
+    for asked in ("off", "on", "off"):
+        recipe = load_recipe(planted(tmp_path, check_labels=asked))
+        with hold(tmp_path / "run") as held, pytest.raises(RunError):
+            finetune(recipe, held, watch=Leaving())
+        noise[asked] = json.loads((tmp_path / "run/data.json").read_text())["label_noise"]
+        assert noise[asked]["rows"] == (150 if "on" in noise else 0)
+
+
 def test_labels_can_be_left_alone_and_rows_left_out(tmp_path: Path) -> None:
     recipe = planted(tmp_path, check_labels="off", filters={"languages": ["en"]})
     lines = (tmp_path / "train.jsonl").read_text()
@@ -130,6 +151,24 @@ def test_a_dry_run_says_it_as_well(tmp_path: Path, cli: Callable[..., Any]) -> N
     shown = cli("finetune", str(recipe), "--dry-run", "--out", str(tmp_path / "run"))
     assert shown.returncode == 0
     assert "none of `weather`" in shown.stderr
+
+
+def test_replay_and_copies_do_not_hide_what_the_rows_are_like(
+    tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    recipe = planted(tmp_path, replay={"source": "general.jsonl", "fraction": 0.1})
+    written = json.loads(recipe.read_text())
+    written["data"]["augment"] = {"copies": 1}
+    recipe.write_text(json.dumps(written))
+    german = "Das ist nicht der Hund, und es ist auch keine Katze auf dem Baum"
+    general = [{"text": f"{german} {n}", "label": "animals"} for n in range(900)]
+    write(tmp_path, "general.jsonl", general)
+    shown = cli("finetune", str(recipe), "--dry-run", "--out", str(tmp_path / "run"))
+    assert "languages hardly trained on: de" in shown.stderr
+    data = json.loads((tmp_path / "run/data.json").read_text())
+    looked_at = (data["languages"]["train"], data["filters"]["counted"], data["preprocessing"])
+    assert [found["rows"] for found in looked_at] == [150, 150, 150]
+    assert data["balance"]["train"]["counts"]["animals"] > 900  # these are trained on
 
 
 def test_general_text_is_the_reference(tmp_path: Path) -> None:

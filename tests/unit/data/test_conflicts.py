@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from rows_alike import PAIR, labeled
 
+from peftkit.data.checks import check_rows
 from peftkit.data.conflicts import find_conflicts
 from peftkit.data.example import Example
 from peftkit.data.hashed import hash_rows
+from peftkit.recipe.sections.data import DataSection
 
 rows = some.lists(some.tuples(some.sampled_from("abcde"), some.sampled_from("xyz")), max_size=12)
 
@@ -88,3 +90,13 @@ def test_a_conflict_is_found_among_many_rows() -> None:
     found = find_conflicts(labeled("f", *rows), {})
     assert (found["rows"], found["texts"]) == (2, 1)
     assert found["pairs"][0]["text"] == "text 1234"
+
+
+def test_rows_left_out_as_copies_are_compared_first() -> None:
+    """Of two rows that differ in the label alone, the one that was kept may be the wrong one."""
+    train = labeled("a", ("So good!", "positive"), ("bad", "negative"), ("so GOOD", "negative"))
+    section = DataSection.model_validate({"train": "a", "validation": "v", "duplicates": "remove"})
+    named = {"validation": labeled("v", ("fine", "positive")).examples}
+    left, _, checks = check_rows(section, {}, train.examples, named, {})
+    assert [example.where for example in left] == ["a:1", "a:2"]
+    assert (checks.conflicts["rows"], checks.conflicts["pairs"][0]["right"]) == (2, "a:3")

@@ -226,8 +226,9 @@ def test_a_source_without_rows_cannot_have_its_share(tmp_path: Path, tokenizer: 
     ]
     settled = DataSection.model_validate({"train": sources, "leakage": "off"})
     stops = frozenset({tokenizer.eos_token_id})
-    with pytest.raises(InputError, match=r"`b\.jsonl` has no row left to train on"):
+    with pytest.raises(InputError, match=r"`b\.jsonl` has no row left to train on") as refusal:
         prepare_data(settled, Encoder(tokenizer, stops, 14, "drop"))
+    assert "data.too_long=error" in refusal.value.hint  # no other command gets further than this
 
 
 @pytest.mark.parametrize(
@@ -252,3 +253,34 @@ def test_a_source_without_rows_cannot_have_its_share(tmp_path: Path, tokenizer: 
 def test_shares_that_cannot_be_are_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataSection.model_validate(section)
+
+
+def test_replayed_rows_count_as_trained_on(tmp_path: Path, tokenizer: Any) -> None:
+    """What must not be trained on is looked for among them as well."""
+    text = write(tmp_path / "g.jsonl", long(6))
+    general = {"source": text, "format": "text", "fraction": 0.2}
+    held = write(tmp_path / "held.jsonl", [{"text": long(2)[1]["text"].upper()}])
+    section = {
+        "train": write(tmp_path / "own.jsonl", short(50)),
+        "replay": general,
+        "validation": held,
+        "benchmarks": [write(tmp_path / "bench.jsonl", long(1))],
+    }
+    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), 200, "error")
+    remember = (SourceSection(source=text, format="text"),)
+
+    def prepare_with(policy: str, **more: Any) -> Data:
+        settled = DataSection.model_validate({**section, "leakage": policy})
+        return prepare_data(settled, encoder, **more)
+
+    data = prepare_with("warn", remember=remember)
+    assert data.checks.leakage["sets"] == {
+        "validation": {"exact": 0, "near": 0},  # a row that is judged by is not replayed
+        "remember": {"exact": 5, "near": 0},
+        "benchmarks": {"exact": 1, "near": 0},
+    }
+    with pytest.raises(InputError, match=r"1 held-out row is also trained on"):
+        prepare_with("error")
+    left = prepare_with("remove")
+    assert left.checks.leakage["left_out_of_training"] == 1
+    assert [each["rows"] for each in left.train.facts["sources"]] == [4, 50]

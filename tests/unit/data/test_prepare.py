@@ -167,8 +167,11 @@ def test_an_evaluation_set_without_rows_is_refused(
         "validation": write(tmp_path / "b.jsonl", completions(3, 50)),
         name: write(tmp_path / "c.jsonl", [{"prompt": "a", "completion": "b" * 90}]),
     }
-    with pytest.raises(InputError, match=f"the {name} data has no usable row: 0 skipped, 1 drop"):
+    with pytest.raises(
+        InputError, match=f"the {name} data has no usable row: 0 skipped, 1 drop"
+    ) as no:
         prepare(tokenizer, max_length=20, too_long="drop", **sources)
+    assert "data.too_long=error" in no.value.hint
 
 
 def test_one_row_cannot_be_split(tmp_path: Path, tokenizer: Any) -> None:

@@ -44,3 +44,8 @@ def test_rows_that_come_again_and_again_are_told() -> None:
 
 def test_rows_shuffled_together_are_no_mixture() -> None:
     assert check_mixture({"seen": {"sources": []}}, {"mixture": None}) == []
+
+
+def test_a_source_of_which_nothing_was_left_was_asked_for_nothing() -> None:
+    """Its rows may all have been duplicates of another source's."""
+    assert found(share=0.0, times=0.0, asked=0.0)["mixture"].severity == "ok"

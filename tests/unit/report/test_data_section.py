@@ -103,3 +103,21 @@ def test_no_content_breaks_a_table(changed: dict[str, Any]) -> None:
         table = make(data)
         assert all(isinstance(cell, str) for row in table.rows for cell in row)
         assert len({len(row) for row in table.rows}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "unchanged", "shown"), [(0, 0, False), (3, 0, True), (0, 2, True)]
+)
+def test_copies_are_told_of_where_some_were_asked_for(
+    *, rows: int, unchanged: int, shown: bool, tmp_path: Path
+) -> None:
+    run = folders.write_run(tmp_path / "run")
+    data = json.loads((run / "data.json").read_text())
+    data["train"]["augmented"] = {
+        "rows": rows,
+        "changes": {"typos": rows} if rows else {},
+        "unchanged": unchanged,
+        "left_out": 0,
+    }
+    (run / "data.json").write_text(json.dumps(data))
+    assert ("Augmentation" in named(data_section.summary(read_run(run)))) is shown
