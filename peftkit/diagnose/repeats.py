@@ -144,17 +144,18 @@ def check_conflicts(data: Mapping[str, Any]) -> Finding | None:
     what = "label" if facts["labeled"] else "answer"
     if not facts["rows"] and not across:
         return Finding("label-conflicts", "ok", 0.0, CONTRADICTED, f"no text has a second {what}")
+    first = facts["pairs"][0]
     said = (
         f"{plural(facts['texts'], 'text')} of {plural(facts['rows'], 'training row')} "
-        f"{'has' if facts['texts'] == 1 else 'have'} more than one {what}; training rows "
-        f"contradict {plural(across, 'held-out row')}"
+        f"{'has' if facts['texts'] == 1 else 'have'} more than one {what}"
     )
-    first = facts["pairs"][0]
+    if across:
+        said += f"; training rows contradict {plural(across, 'held-out row')}"
     return Finding(
         "label-conflicts",
         "warning" if facts["labeled"] and share > CONTRADICTED else "note",
         share,
         CONTRADICTED,
-        f"{said}, as `{first['left']}` and `{first['right']}` do",
+        f"{said}: see `{first['left']}` and `{first['right']}`",
         f"see `label_conflicts` in `data.json`, and keep the {what} that is right",
     )

@@ -204,9 +204,9 @@ def _checks(data: Loose) -> Table:
         ("Rows that repeat an earlier one", count(number(duplicates.get("exact")))),
         ("Rows nearly like an earlier one", count(number(duplicates.get("near")))),
         ("Texts with two labels or answers", count(number(conflicts.get("texts")))),
-        ("Labels looked at", checked if noise else NOTHING),
+        ("Labels looked at", checked if noise and data.get("balance") else NOTHING),
         ("Labels as a probe would say", share(number(noise.get("agreement")))),
-        ("Labels surely wrong", count(number(noise.get("sure")))),
+        ("Labels a probe is sure are wrong", count(number(noise.get("sure")))),
     )
     return Table("Checks", (), tuple(line for line in lines if line[1] != NOTHING))
 

@@ -171,7 +171,7 @@ def conflicts(rows: int, held: int, *, labeled: bool) -> Figures:
         (conflicts(0, 0, labeled=False), "ok", 0.0, "no text has a second answer"),
         (conflicts(0, 3, labeled=True), "note", 0.0, "contradict 3 held-out rows"),
         (conflicts(4, 0, labeled=True), "warning", 0.04, "2 texts of 4 training rows have more"),
-        (conflicts(2, 1, labeled=True), "warning", 0.02, "as `a:1` and `a:2` do"),
+        (conflicts(2, 1, labeled=True), "warning", 0.02, "see `a:1` and `a:2`"),
         (conflicts(40, 0, labeled=False), "note", 0.4, "more than one answer"),
     ],
 )

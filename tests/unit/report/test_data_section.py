@@ -37,7 +37,7 @@ def test_what_was_found_is_in_short_tables(run: Path) -> None:
     assert found["Languages"].rows[-1] == ("With an emoji", "10 %", "10 %", "10 %")
     assert ("Unknown tokens", "1.2 %", "0 %") in found["How the tokenizer reads them"].rows
     assert ("shortest", "3", "3", "1,600", "would be left out") in found["Filters"].rows
-    assert ("Labels surely wrong", "31") in found["Checks"].rows
+    assert ("Labels a probe is sure are wrong", "31") in found["Checks"].rows
 
 
 def test_rows_are_listed_one_by_one(run: Path) -> None:
