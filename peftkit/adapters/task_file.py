@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TASK_FILE = "task.json"
-PLAIN = {"task": "causal-lm", "labels": [], "head": None}
+PLAIN: dict[str, Any] = {"task": "causal-lm", "labels": [], "head": None}
 """What an adapter does whose folder does not say."""
 HEAD_WEIGHT = re.compile(r"\.(classifier|score|out_proj)\.weight$")
 """How families call the last layer of a head."""

@@ -23,6 +23,7 @@ from peftkit.base.locate import DEFINING, read_json
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError, RunError
 from peftkit.merge.base_weights import layer_kinds, nearest, open_base
+from peftkit.merge.saving import missing_under, refuse_to_replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
         )
     if problems := other_base(delta.facts.get("base"), opened.origin.name):
         raise InputError(f"`{base}` is not the base of this change", problems=problems)
+    _refuse_half(delta, opened.origin.folder)
+    refuse_to_replace(out, FOLD_FILE)
     changes = _find_changes(delta, opened)
     files = sorted(set(opened.files.values()))
     needed = sum(path.stat().st_size for path in files) + 2**20
@@ -105,6 +108,19 @@ def _refuse(delta: Delta) -> None:
         )
     if not (delta.low or delta.dense or delta.scalings):
         raise InputError("there is nothing to fold: the change is empty")
+
+
+def _refuse_half(delta: Delta, base: Path) -> None:
+    """Say where a term was trained above an adapter that neither the sum nor the base holds."""
+    path = base / FOLD_FILE
+    folded = json.loads(path.read_text(encoding="utf-8"))["terms"] if path.is_file() else []
+    digests = {term["digest"] for term in folded}
+    if missing := [note for note in missing_under(delta) if note["sha256"] not in digests]:
+        name = missing[0]["name"]
+        raise InputError(
+            f"an adapter was trained above another, `{name}`, and means little without it",
+            hint=f"fold their sum: `peftkit merge '{name} + above' --adapter {name}=PATH ...`",
+        )
 
 
 def _find_changes(delta: Delta, opened: BaseWeights) -> dict[str, Change]:

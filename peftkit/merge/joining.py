@@ -76,7 +76,7 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         InputError: they are of different bases or tasks.
     """
     names = [each.get("base") for each in (one, other)]
-    if names[1] is not None and other_base(*names):
+    if names[1] is not None and other_base(names[0], names[1]):
         raise InputError(
             f"the adapters are of different bases: `{names[0]}` and `{names[1]}`",
             hint="only changes of one base can be added",
@@ -87,6 +87,8 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     both = {**other, **{key: value for key, value in one.items() if value is not None}}
     if one.get("task") == PLAIN:
         both["task"] = other.get("task") or PLAIN
+    under = [note for each in (one, other) for note in each.get("under", ())]
+    both["under"] = [note for place, note in enumerate(under) if note not in under[:place]]
     heads = [name for each in (one, other) for name in each.get("modules_to_save") or ()]
     return both | {"modules_to_save": list(dict.fromkeys(heads)) or None}
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.expected import OWN_TYPES, PROMPT_TYPES, TOKEN_ROWS
 from peftkit.adapters.module_tensors import PREFIX, alpha_of, ends_in, rank_of
-from peftkit.adapters.stack import digest_of, find_adapter
+from peftkit.adapters.stack import digest_of, find_adapter, read_note
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.locate import digest
@@ -123,6 +123,8 @@ def load_delta(path: str, base: str | None = None) -> Delta:
         "task_type": config.get("task_type"),
         **{key: config.get(key) for key in OF_KEPT},
         "task": read_task(folder),
+        "under": [note] if (note := read_note(folder)) else [],
+        "folder": folder if config.get("trainable_token_indices") else None,
     }
     return Delta(**parts, kept=_kept(source), facts=facts, terms=(Term(name, digest_of(folder)),))
 

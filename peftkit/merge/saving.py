@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from peftkit.adapters.task_file import PLAIN, TASK_FILE
 from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
-from peftkit.errors import InputError
+from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MERGE_FILE = "merge.json"
 """What the adapter is the sum of, and what cutting its rank cost."""
+TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.jinja")
 ROOM = 1_048_576
 """Bytes for names, configuration and `merge.json`."""
 
@@ -44,6 +46,7 @@ def save_delta(delta: Delta, folder: str) -> None:
     config.revision = exact.facts.get("revision")
     config.inference_mode = True
     _name_kept(exact, config)
+    refuse_to_replace(Path(folder), MERGE_FILE)
     needed = sum(w.numel() * 4 for w in weights.values()) + ROOM
     with whole_folder(Path(folder), needed) as building:
         kept = {name: tensor.float() for name, tensor in weights.items()}
@@ -53,7 +56,30 @@ def save_delta(delta: Delta, folder: str) -> None:
             (building / TASK_FILE).write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
         text = json.dumps(describe(exact), indent=2) + "\n"
         (building / MERGE_FILE).write_text(text, encoding="utf-8")
+        for path in _tokenizer_of(exact):
+            shutil.copyfile(path, building / path.name)
         verify_adapter(building)
+
+
+def refuse_to_replace(folder: Path, mark: str) -> None:
+    """Say where a folder holds anything but an earlier result, which its mark shows.
+
+    Raises:
+        RecipeError: it does, and all of that would go.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise RecipeError(
+            f"`{folder}` holds something else, and all of it would go",
+            hint="name a new folder",
+        )
+
+
+def _tokenizer_of(delta: Delta) -> list[Path]:
+    """The files that say which tokens the rows of new tokens are for."""
+    if not any(name.endswith(TOKEN_ROWS) for name in delta.kept):
+        return []
+    found = {path for kind in TOKENIZER_FILES for path in delta.facts["folder"].glob(kind)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _name_kept(delta: Delta, config: Any) -> None:
@@ -71,6 +97,12 @@ def _name_kept(delta: Delta, config: Any) -> None:
         config.trainable_token_indices = delta.facts["trainable_token_indices"]
 
 
+def missing_under(delta: Delta) -> list[dict[str, str]]:
+    """The adapters that terms were trained above and that are no terms themselves."""
+    digests = {term.digest for term in delta.terms}
+    return [note for note in delta.facts.get("under", ()) if note["sha256"] not in digests]
+
+
 def describe(delta: Delta) -> dict[str, Any]:
     """What `merge.json` says."""
     return {
@@ -80,6 +112,7 @@ def describe(delta: Delta) -> dict[str, Any]:
             {"name": each.name, "digest": each.digest, "weight": each.weight}
             for each in delta.terms
         ],
+        "trained_above": missing_under(delta),
         "ranks": {name: change.rank for name, change in delta.low.items()},
         "error": {"relative": delta.error.relative, "layers": dict(delta.error.layers)},
     }
