@@ -83,9 +83,15 @@ def open_base(model: str) -> BaseWeights:
 
     Raises:
         RecipeError: there is no such base.
-        InputError: it holds no weights, or pickled ones.
+        InputError: it holds no weights, or pickled or quantized ones.
     """
     origin = locate(BaseSection(model=model))
+    if read_json(origin).get("quantization_config"):
+        raise InputError(
+            f"`{model}` is quantized: in 4 or 8 bits most of a change would be rounded away, and "
+            "what its files hold are not the weights themselves",
+            hint="name the model as it was before it was quantized, in 16 or 32 bits",
+        )
     return open_weights(origin)
 
 

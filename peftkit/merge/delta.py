@@ -191,7 +191,13 @@ class Delta:
                 )
 
         def factor(name: str) -> float:
-            fits = (value for pattern, value in factors.items() if fnmatchcase(name, pattern))
+            owner = name.rpartition(".")[0]  # a bias counts like the factors beside it
+            called = (name, owner) if name in self.dense and owner in self.low else (name,)
+            fits = (
+                value
+                for pattern, value in factors.items()
+                if any(fnmatchcase(each, pattern) for each in called)
+            )
             return next(fits, 1.0)
 
         return self._each(factor)

@@ -19,7 +19,7 @@ import torch
 
 from peftkit.adapters.verify import other_base
 from peftkit.adapters.weights_header import read_header
-from peftkit.base.locate import DEFINING, read_json
+from peftkit.base.locate import DEFINING
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError, RunError
 from peftkit.merge.base_weights import layer_kinds, nearest, open_base
@@ -57,12 +57,6 @@ def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
     """Write the folded model; see `Delta.fold`."""
     _refuse(delta)
     opened = open_base(base)
-    if read_json(opened.origin).get("quantization_config"):
-        raise InputError(
-            f"`{base}` is quantized: folded into 4 or 8 bits, most of a change would be rounded "
-            "away",
-            hint="fold into the model as it was before it was quantized, in 16 or 32 bits",
-        )
     if problems := other_base(delta.facts.get("base"), opened.origin.name):
         raise InputError(f"`{base}` is not the base of this change", problems=problems)
     _refuse_half(delta, opened.origin.folder)
@@ -112,15 +106,22 @@ def _refuse(delta: Delta) -> None:
 
 def _refuse_half(delta: Delta, base: Path) -> None:
     """Say where a term was trained above an adapter that neither the sum nor the base holds."""
-    path = base / FOLD_FILE
-    folded = json.loads(path.read_text(encoding="utf-8"))["terms"] if path.is_file() else []
-    digests = {term["digest"] for term in folded}
-    if missing := [note for note in missing_under(delta) if note["sha256"] not in digests]:
+    folded = _folded(base)
+    if missing := [note for note in missing_under(delta) if note["sha256"] not in folded]:
         name = missing[0]["name"]
         raise InputError(
             f"an adapter was trained above another, `{name}`, and means little without it",
             hint=f"fold their sum: `peftkit merge '{name} + above' --adapter {name}=PATH ...`",
         )
+
+
+def _folded(base: Path) -> set[str]:
+    """Digests of what was folded into a base, where a fold says so."""
+    try:
+        terms = json.loads((base / FOLD_FILE).read_text(encoding="utf-8"))["terms"]
+        return {str(term["digest"]) for term in terms}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
 
 
 def _find_changes(delta: Delta, opened: BaseWeights) -> dict[str, Change]:

@@ -536,3 +536,22 @@ def test_a_sum_may_start_from_nothing(adapters: dict[str, Path]) -> None:
     for total in (sum([delta, delta], start=Delta()), delta + Delta(), sum([delta])):
         assert isinstance(total, Delta)
         assert total.facts["base"] == "org/base"
+
+
+def test_a_bias_counts_like_the_factors_beside_it(adapters: dict[str, Path]) -> None:
+    delta = Delta.load(adapters["bias"])
+    half = delta.weigh({"*.c_attn": 0.5})
+    assert half.norm == pytest.approx(0.5 * delta.norm)
+    (name, *_) = delta.dense
+    assert torch.equal(delta.weigh({f"{name}": 3.0}).dense[name], 3 * delta.dense[name])
+
+
+def test_quantized_weights_are_never_taken_for_weights(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    fresh(bases["llama"]).save_pretrained(tmp_path / "tuned")
+    config = tmp_path / "tuned" / "config.json"
+    values = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    config.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="is quantized"):
+        Delta.load(tmp_path / "tuned", str(bases["llama"]))
