@@ -46,6 +46,7 @@ def save_delta(delta: Delta, folder: str) -> None:
     config.revision = exact.facts.get("revision")
     config.inference_mode = True
     _name_kept(exact, config)
+    _sort_names(config)
     refuse_to_replace(Path(folder), MERGE_FILE)
     needed = sum(w.numel() * 4 for w in weights.values()) + ROOM
     with whole_folder(Path(folder), needed) as building:
@@ -80,6 +81,13 @@ def _tokenizer_of(delta: Delta) -> list[Path]:
         return []
     found = {path for kind in TOKENIZER_FILES for path in delta.facts["folder"].glob(kind)}
     return sorted(path for path in found if path.is_file())
+
+
+def _sort_names(config: Any) -> None:
+    """peft keeps names in sets, and would write them in another order every time."""
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(names := getattr(config, key, None), set):
+            setattr(config, key, sorted(names))
 
 
 def _name_kept(delta: Delta, config: Any) -> None:

@@ -555,3 +555,12 @@ def test_quantized_weights_are_never_taken_for_weights(
     config.write_text(json.dumps(values))
     with pytest.raises(InputError, match="is quantized"):
         Delta.load(tmp_path / "tuned", str(bases["llama"]))
+
+
+@pytest.mark.parametrize("kind", ["patterns", "ia3"])
+def test_names_stand_in_one_order(kind: str, adapters: dict[str, Path], tmp_path: Path) -> None:
+    Delta.load(adapters[kind]).save(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    inner = config.get("feedforward_modules", [])
+    assert inner == sorted(inner)
