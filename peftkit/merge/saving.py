@@ -63,12 +63,13 @@ def save_delta(delta: Delta, folder: str) -> None:
 
 
 def refuse_to_replace(folder: Path, mark: str) -> None:
-    """Say where a folder holds anything but an earlier result, which its mark shows.
+    """Say where anything but an earlier result stands, which its mark shows.
 
     Raises:
-        RecipeError: it does, and all of that would go.
+        RecipeError: it does, and would go.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+    own = folder.is_dir() and (not any(folder.iterdir()) or (folder / mark).is_file())
+    if folder.exists() and not own:
         raise RecipeError(
             f"`{folder}` holds something else, and all of it would go",
             hint="name a new folder",
@@ -84,7 +85,7 @@ def _tokenizer_of(delta: Delta) -> list[Path]:
 
 
 def _sort_names(config: Any) -> None:
-    """peft keeps names in sets, and would write them in another order every time."""
+    """Put in one order what peft keeps in sets, or the same merge gives other bytes each time."""
     for key in ("target_modules", "feedforward_modules"):
         if isinstance(names := getattr(config, key, None), set):
             setattr(config, key, sorted(names))

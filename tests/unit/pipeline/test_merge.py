@@ -148,7 +148,9 @@ def test_nothing_else_is_ever_replaced(
 ) -> None:
     before = sorted(place.rglob("*"))
     merge = ("merge", "chat + code", *BOTH, "--out")
-    for words in ((*merge, "@chat"), (*merge, str(place)), ("fold", "@chat", "--out", "@base")):
+    config = "@chat/adapter_config.json"
+    fold = ("fold", "@chat", "--out", "@base")
+    for words in ((*merge, "@chat"), (*merge, str(place)), (*merge, config), fold):
         assert run(place, *words) == 2
         assert "holds something else" in capsys.readouterr().err
     assert sorted(place.rglob("*")) == before
