@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TASK_FILE = "task.json"
+PLAIN: dict[str, Any] = {"task": "causal-lm", "labels": [], "head": None}
+"""What an adapter does whose folder does not say."""
 HEAD_WEIGHT = re.compile(r"\.(classifier|score|out_proj)\.weight$")
 """How families call the last layer of a head."""
 TASKS = {
@@ -53,7 +55,7 @@ def read_task(folder: Path) -> dict[str, Any]:
     """
     path = folder / TASK_FILE
     if not path.is_symlink() and not path.exists():
-        return {"task": "causal-lm", "labels": [], "head": None} | _as_peft_says(path.parent)
+        return PLAIN | _as_peft_says(path.parent)
     try:
         values = json.loads(path.read_text(encoding="utf-8")) if _may_be_read(path) else None
     except (OSError, ValueError, RecursionError):

@@ -134,6 +134,8 @@ def _show(facts: dict[str, Any]) -> None:
         f"error    {facts['error']:.3g} of the change"
         + (f", most in {worst['name']} ({worst['error']:.3g})" if facts["error"] else ": exact")
     )
+    for name in facts["trained_above"]:
+        output.show(f"note     a term was trained above `{name}`, and means little without it")
     output.show(f"adapter  {facts['out'] or 'not written (--dry-run)'}")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from torch.nn import Embedding
+from torch.nn import Embedding, Linear
 from transformers.pytorch_utils import Conv1D
 
 from peftkit.base.load import shape_of
@@ -15,9 +16,15 @@ from peftkit.errors import InputError
 from peftkit.recipe.sections.base import BaseSection
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from torch import Tensor
+
+    from peftkit.recipe.sections.base import Task
+
+TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm", "seq2seq")
+"""What families of bases were trained to do, at least one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,8 @@ class BaseWeights:
         Raises:
             InputError: the base has no such parameter, or several could be meant.
         """
-        if name in self.files:
-            return name
-        shorter = name.partition(".")[2]
-        near = [each for each in self.files if each == shorter or each.partition(".")[2] == name]
-        if len(near) == 1:
-            return near[0]
+        if (near := nearest(name, self.files)) is not None:
+            return near
         if name == "lm_head.weight" and read_json(self.origin).get("tie_word_embeddings"):
             ends = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
             tied = [each for each in self.files if each.endswith(ends)]
@@ -66,27 +69,57 @@ class BaseWeights:
         )
 
 
+def nearest(name: str, names: Collection[str]) -> str | None:
+    """The one of these names that is meant: some lack the first part, or have one more."""
+    if name in names:
+        return name
+    shorter = name.partition(".")[2]
+    near = [each for each in names if each == shorter or each.partition(".")[2] == name]
+    return near[0] if len(near) == 1 else None
+
+
 def open_base(model: str) -> BaseWeights:
     """The weights of a base: a folder, a hub id or an embedded one.
 
     Raises:
         RecipeError: there is no such base.
-        InputError: it holds no weights, or pickled ones.
+        InputError: it holds no weights, or pickled or quantized ones.
     """
     origin = locate(BaseSection(model=model))
+    if read_json(origin).get("quantization_config"):
+        raise InputError(
+            f"`{model}` is quantized: in 4 or 8 bits most of a change would be rounded away, and "
+            "what its files hold are not the weights themselves",
+            hint="name the model as it was before it was quantized, in 16 or 32 bits",
+        )
     return open_weights(origin)
 
 
 def layer_kinds(origin: Origin) -> dict[str, str]:
-    """Modules of a base whose weight lies otherwise than (out, in): `conv1d` or `embedding`."""
-    model = shape_of(BaseSection(model=str(origin.folder)), origin)
-    kinds = ((Conv1D, "conv1d"), (Embedding, "embedding"))
-    return {
+    """How each module's weight lies: `linear`, `conv1d` or `embedding`.
+
+    It is `tied` where another module has the same weight: a change of it is none of one module.
+    """
+    model = _skeleton(origin)
+    kinds = ((Linear, "linear"), (Conv1D, "conv1d"), (Embedding, "embedding"))
+    found = {
         name: kind
         for name, module in model.named_modules()
         for cls, kind in kinds
         if isinstance(module, cls)
     }
+    users: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    return found | {name: "tied" for names in users.values() if len(names) > 1 for name in names}
+
+
+def _skeleton(origin: Origin) -> Any:
+    """The model without memory for its weights, with the head that its family was trained with."""
+    for task in TASKS[:-1]:
+        with suppress(InputError):
+            return shape_of(BaseSection(model=str(origin.folder), task=task), origin)
+    return shape_of(BaseSection(model=str(origin.folder), task=TASKS[-1]), origin)
 
 
 def open_weights(origin: Origin) -> BaseWeights:

@@ -11,7 +11,7 @@ import torch
 from peftkit.errors import InputError, RecipeError
 from peftkit.merge import low_rank
 from peftkit.merge.delta import Delta
-from peftkit.merge.joining import agree, collect, join_parts, refuse_two
+from peftkit.merge.joining import agree_all, collect, join_parts, refuse_two
 from peftkit.merge.low_rank import LowRank
 from peftkit.merge.methods.conflict import SignConflict, sign_conflicts, total
 from peftkit.merge.methods.entry_wise import merge_layers
@@ -60,7 +60,7 @@ def combine(
         kept=reduce(
             lambda one, other: join_parts(one, other, refuse_two), [d.kept for d in deltas]
         ),
-        facts=reduce(agree, [delta.facts for delta in deltas]),
+        facts=agree_all(deltas),
         terms=collect(tuple(terms)),
     )
 

@@ -17,7 +17,7 @@ import torch
 
 from peftkit.errors import InputError, RecipeError
 from peftkit.merge import low_rank
-from peftkit.merge.joining import Term, add_whole, agree, collect, join_parts, refuse_two
+from peftkit.merge.joining import Term, add_whole, agree_all, collect, join_parts, refuse_two
 from peftkit.merge.low_rank import LowRank, decompose
 from peftkit.merge.other_changes import (
     join_networks,
@@ -61,7 +61,10 @@ class Delta:
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     """Changes of whole parameters, by parameter."""
     layers: Mapping[str, str] = field(default_factory=dict)
-    """Modules among them whose weight lies otherwise than (out, in): `conv1d` or `embedding`."""
+    """How the weights of modules among them lie, if known: `linear`, `conv1d` or `embedding`.
+
+    One that is `tied` is that of several modules.
+    """
     scalings: Mapping[str, Scaling] = field(default_factory=dict)
     """By module."""
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -128,7 +131,7 @@ class Delta:
             scalings=join_parts(self.scalings, other.scalings, join_scalings),
             networks=join_parts(self.networks, other.networks, join_networks),
             kept=join_parts(self.kept, other.kept, refuse_two),
-            facts=agree(self.facts, other.facts),
+            facts=agree_all([self, other]),
             terms=collect((*self.terms, *other.terms)),
         )
 
@@ -188,7 +191,13 @@ class Delta:
                 )
 
         def factor(name: str) -> float:
-            fits = (value for pattern, value in factors.items() if fnmatchcase(name, pattern))
+            owner = name.rpartition(".")[0]  # a bias counts like the factors beside it
+            called = (name, owner) if name in self.dense and owner in self.low else (name,)
+            fits = (
+                value
+                for pattern, value in factors.items()
+                if any(fnmatchcase(each, pattern) for each in called)
+            )
             return next(fits, 1.0)
 
         return self._each(factor)
@@ -340,6 +349,8 @@ class Delta:
             if values.ndim != 2 or not name.endswith(".weight"):
                 continue
             module, change = _module(name), values.double()
+            if self.layers.get(module) == "tied":  # factors would be of one of its users only
+                continue
             low = self.low.get(module)
             layer = self.layers.get(module, "linear") if low is None else low.layer
             whole = LowRank(

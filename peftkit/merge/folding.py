@@ -11,18 +11,19 @@ import json
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import torch
 
-from peftkit.adapters.verify import EMBEDDINGS
+from peftkit.adapters.verify import other_base
 from peftkit.adapters.weights_header import read_header
-from peftkit.base.locate import DEFINING, read_json
+from peftkit.base.locate import DEFINING
 from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError, RunError
-from peftkit.merge.base_weights import open_base
+from peftkit.merge.base_weights import layer_kinds, nearest, open_base
+from peftkit.merge.saving import missing_under, refuse_to_replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,21 +57,24 @@ def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
     """Write the folded model; see `Delta.fold`."""
     _refuse(delta)
     opened = open_base(base)
-    if read_json(opened.origin).get("quantization_config"):
-        raise InputError(
-            f"`{base}` is quantized: folded into 4 or 8 bits, most of a change would be rounded "
-            "away",
-            hint="fold into the model as it was before it was quantized, in 16 or 32 bits",
-        )
+    if problems := other_base(delta.facts.get("base"), opened.origin.name):
+        raise InputError(f"`{base}` is not the base of this change", problems=problems)
+    _refuse_half(delta, opened.origin.folder)
+    refuse_to_replace(out, FOLD_FILE)
     changes = _find_changes(delta, opened)
     files = sorted(set(opened.files.values()))
     needed = sum(path.stat().st_size for path in files) + 2**20
-    missing: dict[str, tuple[float, float]] = {}
+    missing: dict[str, tuple[float, float, bool]] = {}
     with whole_folder(out, needed) as building:
         for path in files:
             _write_file(path, building / path.name, opened, changes, missing)
         for path in _beside(opened.origin.folder):
             shutil.copyfile(path, building / path.name)
+        if not any(moved for _, _, moved in missing.values()):
+            raise RunError(
+                "the fold would be the base itself: the change is nothing, or rounded away",
+                hint="keep it as an adapter: `delta.save(folder)`",
+            )
         found = _sum_up(out, missing)
         said = {
             "base": opened.origin.name,
@@ -100,6 +104,26 @@ def _refuse(delta: Delta) -> None:
         raise InputError("there is nothing to fold: the change is empty")
 
 
+def _refuse_half(delta: Delta, base: Path) -> None:
+    """Say where a term was trained above an adapter that neither the sum nor the base holds."""
+    folded = _folded(base)
+    if missing := [note for note in missing_under(delta) if note["sha256"] not in folded]:
+        name = missing[0]["name"]
+        raise InputError(
+            f"an adapter was trained above another, `{name}`, and means little without it",
+            hint=f"fold their sum: `peftkit merge '{name} + above' --adapter {name}=PATH ...`",
+        )
+
+
+def _folded(base: Path) -> set[str]:
+    """Digests of what was folded into a base, where a fold says so."""
+    try:
+        terms = json.loads((base / FOLD_FILE).read_text(encoding="utf-8"))["terms"]
+        return {str(term["digest"]) for term in terms}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
 def _find_changes(delta: Delta, opened: BaseWeights) -> dict[str, Change]:
     """What is added to each tensor of the base's files.
 
@@ -107,24 +131,37 @@ def _find_changes(delta: Delta, opened: BaseWeights) -> dict[str, Change]:
         InputError: the base has no such weight, or one that stands for two.
     """
     found: dict[str, Change] = {}
-    for parameter, change in _changes(delta, opened):
-        name = opened.find(parameter)
-        tied = parameter.removesuffix(".weight") in delta.low and _stands_for_two(name, opened)
+    kinds = layer_kinds(opened.origin)
+    for parameter, change in _changes(_as_it_lies(delta, kinds), opened):
+        name, module = opened.find(parameter), parameter.removesuffix(".weight")
+        of_one = module in delta.low or module in delta.scalings or module == "lm_head"
+        tied = of_one and _kind(kinds, module, "") == "tied"
         if tied or name in found:
             raise InputError(
                 f"`{name}` is both the embedding and the head of this base, and the adapter "
                 "changes one of them",
-                hint="keep it as an adapter, or leave the change out: "
-                f"`delta.without('{parameter.removesuffix('.weight')}')`",
+                hint=f"keep it as an adapter, or leave the change out: `delta.without('{module}')`",
             )
         found[name] = change
     return found
 
 
-def _stands_for_two(name: str, opened: BaseWeights) -> bool:
-    """Whether a tensor is the embedding of a base without a head of its own in its files."""
-    heads = [each for each in opened.files if each.endswith(("lm_head.weight", "embed_out.weight"))]
-    return name.endswith(EMBEDDINGS) and not heads
+def _as_it_lies(delta: Delta, kinds: dict[str, str]) -> Delta:
+    """The change with weights turned as the base has them.
+
+    peft says so once for all layers: of GPT-2 with its head, what holds for the last one.
+    """
+    low = {n: replace(each, layer=_kind(kinds, n, each.layer)) for n, each in delta.low.items()}
+    scalings = {
+        n: replace(each, turned=_kind(kinds, n, "conv1d" if each.turned else "linear") == "conv1d")
+        for n, each in delta.scalings.items()
+    }
+    return replace(delta, low=low, scalings=scalings)
+
+
+def _kind(kinds: dict[str, str], module: str, otherwise: str) -> str:
+    near = nearest(module, kinds)
+    return otherwise if near is None else kinds[near]
 
 
 def _changes(delta: Delta, opened: BaseWeights) -> Iterator[tuple[str, Change]]:
@@ -139,7 +176,7 @@ def _changes(delta: Delta, opened: BaseWeights) -> Iterator[tuple[str, Change]]:
     for name, scaling in delta.scalings.items():
         row = scaling.values if scaling.inputs != scaling.turned else scaling.values[:, None]
         yield f"{name}.weight", partial(_multiply, row)
-        if not scaling.inputs and f"{name}.bias" in opened.files:
+        if not scaling.inputs and nearest(f"{name}.bias", opened.files) is not None:
             yield f"{name}.bias", partial(_multiply, scaling.values)
 
 
@@ -156,7 +193,7 @@ def _write_file(
     target: Path,
     opened: BaseWeights,
     changes: dict[str, Change],
-    missing: dict[str, tuple[float, float]],
+    missing: dict[str, tuple[float, float, bool]],
 ) -> None:
     """One file of weights again, with what changes of it; its header is the same."""
     entries = sorted(read_header(source).items(), key=lambda item: item[1].start)
@@ -180,7 +217,8 @@ def _write_file(
             after = wanted.to(before.dtype)
             if not bool(torch.isfinite(after).all()):
                 raise RunError(f"`{name}` would not be finite: nothing was written")
-            missing[name] = (float((after - wanted).norm()), float(change.norm()))
+            gone, size = float((after - wanted).norm()), float(change.norm())
+            missing[name] = (gone, size, not torch.equal(after, before))
             file.write(after.contiguous().view(torch.uint8).numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
@@ -200,8 +238,8 @@ def _beside(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix != ".safetensors")
 
 
-def _sum_up(folder: Path, missing: dict[str, tuple[float, float]]) -> Fold:
-    lost = {name: gone / size if size else 0.0 for name, (gone, size) in missing.items()}
-    gone = math.sqrt(sum(each**2 for each, _ in missing.values()))
-    size = math.sqrt(sum(each**2 for _, each in missing.values()))
+def _sum_up(folder: Path, missing: dict[str, tuple[float, float, bool]]) -> Fold:
+    lost = {name: gone / size if size else 0.0 for name, (gone, size, _) in missing.items()}
+    gone = math.sqrt(sum(each**2 for each, _, _ in missing.values()))
+    size = math.sqrt(sum(each**2 for _, each, _ in missing.values()))
     return Fold(folder, lost, gone / size if size else 0.0)

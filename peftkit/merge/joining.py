@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from peftkit.adapters.task_file import PLAIN
 from peftkit.adapters.verify import other_base
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+
+    from peftkit.merge.delta import Delta
 
 Part = TypeVar("Part")
 
@@ -66,13 +70,13 @@ def refuse_two(one: Tensor, other: Tensor, name: str) -> Tensor:
 
 
 def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What both say; where they name different bases, nothing can be added.
+    """What both say, the first one first; where they name different bases, nothing can be added.
 
     Raises:
         InputError: they are of different bases or tasks.
     """
-    names = [str(each.get("base")) for each in (one, other)]
-    if other_base(*names):
+    names = [each.get("base") for each in (one, other)]
+    if names[1] is not None and other_base(names[0], names[1]):
         raise InputError(
             f"the adapters are of different bases: `{names[0]}` and `{names[1]}`",
             hint="only changes of one base can be added",
@@ -80,7 +84,23 @@ def agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     tasks = [each.get("task_type") for each in (one, other)]
     if None not in tasks and tasks[0] != tasks[1]:
         raise InputError(f"the adapters are of different tasks: {tasks[0]} and {tasks[1]}")
-    return {**other, **{key: value for key, value in one.items() if value is not None}}
+    both = {**other, **{key: value for key, value in one.items() if value is not None}}
+    if one.get("task") == PLAIN:
+        both["task"] = other.get("task") or PLAIN
+    under = [note for each in (one, other) for note in each.get("under", ())]
+    both["under"] = [note for place, note in enumerate(under) if note not in under[:place]]
+    heads = [name for each in (one, other) for name in each.get("modules_to_save") or ()]
+    return both | {"modules_to_save": list(dict.fromkeys(heads)) or None}
+
+
+def agree_all(deltas: Sequence[Delta]) -> dict[str, Any]:
+    """What all say; who brings a head says what it is for.
+
+    Raises:
+        InputError: they are of different bases or tasks.
+    """
+    heads_first = sorted(deltas, key=lambda delta: not delta.kept)
+    return reduce(agree, [delta.facts for delta in heads_first], {})
 
 
 def collect(terms: tuple[Term, ...]) -> tuple[Term, ...]:

@@ -7,6 +7,7 @@ depends on the base, a prefix has no opposite, and what peft saves of a head is 
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.expected import OWN_TYPES, PROMPT_TYPES, TOKEN_ROWS
 from peftkit.adapters.module_tensors import PREFIX, alpha_of, ends_in, rank_of
-from peftkit.adapters.stack import digest_of, find_adapter
+from peftkit.adapters.stack import digest_of, find_adapter, read_note
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.locate import digest
@@ -81,6 +82,11 @@ class Source:
                 ) from None
         return self._opened.read(parameter).double()
 
+    @cached_property
+    def layers(self) -> dict[str, str]:
+        """How the weights of the base lie, once one of them was read."""
+        return {} if self._opened is None else layer_kinds(self._opened.origin)
+
     def modules(self, ending: str) -> Iterator[str]:
         """Modules that have a tensor with this end of its name."""
         for name in self.tensors:
@@ -99,7 +105,7 @@ def load_delta(path: str, base: str | None = None) -> Delta:
     if whole and not (folder / "adapter").exists():
         return _load_tuned(folder, base)
     folder = find_adapter(path)
-    verify_adapter(folder)
+    verify_adapter(folder, base=base)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     kind = config["peft_type"]
     if kind in WHY_NOT:
@@ -117,6 +123,8 @@ def load_delta(path: str, base: str | None = None) -> Delta:
         "task_type": config.get("task_type"),
         **{key: config.get(key) for key in OF_KEPT},
         "task": read_task(folder),
+        "under": [note] if (note := read_note(folder)) else [],
+        "folder": folder if config.get("trainable_token_indices") else None,
     }
     return Delta(**parts, kept=_kept(source), facts=facts, terms=(Term(name, digest_of(folder)),))
 
@@ -127,7 +135,7 @@ def _read_lora(source: Source) -> dict[str, Any]:
         change = _factors(source, module, (".lora_A.weight", ".lora_B.weight"), "linear")
         if source.config.get("use_dora"):
             dense[f"{module}.weight"] = _dora(source, module, change)
-            layers[module] = change.layer
+            layers[module] = source.layers.get(module, change.layer)
         else:
             low[module] = change
     for module in source.modules(".lora_embedding_A"):
@@ -155,11 +163,12 @@ def _scale(source: Source, module: str) -> float:
 def _dora(source: Source, module: str, change: LowRank) -> Tensor:
     """Each output's weights get the length that was learned for them, whatever the factors say."""
     weight = source.of_base(f"{module}.weight", "an adapter with DoRA")
-    upright = weight.T if change.layer == "conv1d" else weight
+    turned = source.layers.get(module, change.layer) == "conv1d"
+    upright = weight.T if turned else weight
     moved = upright + change.up @ change.down
     lengths = source.tensor(module, ".lora_magnitude_vector")
     found: Tensor = moved * (lengths / moved.norm(dim=1))[:, None] - upright
-    return found.T if change.layer == "conv1d" else found
+    return found.T if turned else found
 
 
 def _read_ia3(source: Source) -> dict[str, Any]:
@@ -178,7 +187,8 @@ def _read_vera(source: Source) -> dict[str, Any]:
         outputs = source.tensor(module, ".vera_lambda_b")
         ranks = source.tensor(module, ".vera_lambda_d")
         weight = source.of_base(f"{module}.weight", "an adapter of kind VERA")
-        turned = bool(source.config.get("fan_in_fan_out"))
+        given = "conv1d" if source.config.get("fan_in_fan_out") else "linear"
+        turned = source.layers.get(module, given) == "conv1d"
         inputs = weight.shape[0] if turned else weight.shape[1]
         low[module] = LowRank(
             outputs[:, None] * shared["B"][: len(outputs), : len(ranks)],
@@ -225,7 +235,7 @@ def _read_changed(source: Source) -> dict[str, Any]:
         for name, value in source.tensors.items()
         if not _of_head(name, heads)
     }
-    return {"dense": dense}
+    return {"dense": dense, "layers": source.layers}
 
 
 READERS: dict[str, Reader] = {
@@ -262,7 +272,16 @@ def _load_tuned(folder: Path, base: str | None) -> Delta:
             hint="say where that is: `--base DIR`",
         )
     tuned, plain = open_base(str(folder)), open_base(base)
-    dense, strange = {}, []
+    layers = layer_kinds(plain.origin)
+    found = {plain.find(name) for name in tuned.names}
+    dense, strange = (
+        {},
+        [
+            f"`{name}`: missing, and the base has it"
+            for name in plain.names
+            if name not in found and layers.get(name.removesuffix(".weight"), "tied") != "tied"
+        ],
+    )
     for name in tuned.names:
         after, before = tuned.read(name), plain.read(name)
         if after.shape != before.shape:
@@ -274,5 +293,4 @@ def _load_tuned(folder: Path, base: str | None) -> Delta:
         raise InputError(f"`{folder}` is no fine-tune of `{base}`", problems=strange[:9])
     term = Term(folder.name, digest(tuned.origin))
     facts = {"base": plain.origin.name, "revision": plain.origin.commit, "task_type": None}
-    layers = layer_kinds(plain.origin)
     return Delta(dense=dense, layers=layers, facts=facts, terms=(term,))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from peftkit.errors import InputError
+from peftkit.merge.methods import core
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,11 +92,9 @@ def decompose(change: LowRank) -> Spectrum:
     """
     left, upper = torch.linalg.qr(change.up)
     right, lower = torch.linalg.qr(change.down.T)
-    inner_left, values, inner_right = torch.linalg.svd(upper @ lower.T)
-    values = values[: min(upper.shape[0], lower.shape[0])]
     limit = NOTHING * float(change.up.norm() * change.down.norm())
-    kept = int((values > limit).sum())
-    return Spectrum(left @ inner_left[:, :kept], values[:kept], inner_right[:kept] @ right.T)
+    inner_left, values, inner_right = core.decompose(upper @ lower.T, limit)
+    return Spectrum(left @ inner_left, values, inner_right @ right.T)
 
 
 def rebuild(spectrum: Spectrum, rank: int, layer: str) -> LowRank:

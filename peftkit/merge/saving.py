@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,13 @@ import torch
 from peft import IA3Config, LoraConfig
 
 from peftkit.adapters.bottleneck import BottleneckConfig
+from peftkit.adapters.expected import TOKEN_ROWS
 from peftkit.adapters.module_tensors import PREFIX
-from peftkit.adapters.task_file import TASK_FILE
+from peftkit.adapters.task_file import PLAIN, TASK_FILE
 from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
-from peftkit.errors import InputError
+from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 MERGE_FILE = "merge.json"
 """What the adapter is the sum of, and what cutting its rank cost."""
+TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.jinja")
 ROOM = 1_048_576
 """Bytes for names, configuration and `merge.json`."""
 
@@ -42,16 +45,71 @@ def save_delta(delta: Delta, folder: str) -> None:
     config.base_model_name_or_path = exact.facts.get("base")
     config.revision = exact.facts.get("revision")
     config.inference_mode = True
+    _name_kept(exact, config)
+    _sort_names(config)
+    refuse_to_replace(Path(folder), MERGE_FILE)
     needed = sum(w.numel() * 4 for w in weights.values()) + ROOM
     with whole_folder(Path(folder), needed) as building:
         kept = {name: tensor.float() for name, tensor in weights.items()}
         write_weights(kept, building / WEIGHTS_FILE, {"format": "pt"})
         config.save_pretrained(str(building))
-        if exact.kept and (task := exact.facts.get("task")):
+        if (task := exact.facts.get("task")) and task != PLAIN:
             (building / TASK_FILE).write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
         text = json.dumps(describe(exact), indent=2) + "\n"
         (building / MERGE_FILE).write_text(text, encoding="utf-8")
+        for path in _tokenizer_of(exact):
+            shutil.copyfile(path, building / path.name)
         verify_adapter(building)
+
+
+def refuse_to_replace(folder: Path, mark: str) -> None:
+    """Say where anything but an earlier result stands, which its mark shows.
+
+    Raises:
+        RecipeError: it does, and would go.
+    """
+    own = folder.is_dir() and (not any(folder.iterdir()) or (folder / mark).is_file())
+    if folder.exists() and not own:
+        raise RecipeError(
+            f"`{folder}` holds something else, and all of it would go",
+            hint="name a new folder",
+        )
+
+
+def _tokenizer_of(delta: Delta) -> list[Path]:
+    """The files that say which tokens the rows of new tokens are for."""
+    if not any(name.endswith(TOKEN_ROWS) for name in delta.kept):
+        return []
+    found = {path for kind in TOKENIZER_FILES for path in delta.facts["folder"].glob(kind)}
+    return sorted(path for path in found if path.is_file())
+
+
+def _sort_names(config: Any) -> None:
+    """Put in one order what peft keeps in sets, or the same merge gives other bytes each time."""
+    for key in ("target_modules", "feedforward_modules"):
+        if isinstance(names := getattr(config, key, None), set):
+            setattr(config, key, sorted(names))
+
+
+def _name_kept(delta: Delta, config: Any) -> None:
+    """Say in the configuration which heads and which tokens the file brings, or peft ignores them.
+
+    Raises:
+        InputError: an adapter of this kind has no place for rows of tokens.
+    """
+    around = [f".{name.removeprefix(PREFIX)}" for name in delta.kept]
+    saved = delta.facts.get("modules_to_save") or ()
+    config.modules_to_save = [n for n in saved if any(f".{n}." in each for each in around)] or None
+    if any(name.endswith(TOKEN_ROWS) for name in delta.kept):
+        if not hasattr(config, "trainable_token_indices"):
+            raise InputError("only a low-rank adapter can bring rows of new tokens")
+        config.trainable_token_indices = delta.facts["trainable_token_indices"]
+
+
+def missing_under(delta: Delta) -> list[dict[str, str]]:
+    """The adapters that terms were trained above and that are no terms themselves."""
+    digests = {term.digest for term in delta.terms}
+    return [note for note in delta.facts.get("under", ()) if note["sha256"] not in digests]
 
 
 def describe(delta: Delta) -> dict[str, Any]:
@@ -63,6 +121,7 @@ def describe(delta: Delta) -> dict[str, Any]:
             {"name": each.name, "digest": each.digest, "weight": each.weight}
             for each in delta.terms
         ],
+        "trained_above": missing_under(delta),
         "ranks": {name: change.rank for name, change in delta.low.items()},
         "error": {"relative": delta.error.relative, "layers": dict(delta.error.layers)},
     }
@@ -75,6 +134,13 @@ def _contents_of(delta: Delta) -> Written:
         InputError: what is left is nothing, or no adapter of one kind.
     """
     kinds = [name for name in KINDS if getattr(delta, name)]
+    if kinds != ["low"]:
+        _refuse_whole([name for name, change in delta.dense.items() if bool(change.any())])
+    if not kinds and delta.kept:
+        raise InputError(
+            f"only `{next(iter(delta.kept))}` is left, which is no change of the base",
+            hint="that part is in the adapter that brought it",
+        )
     if not kinds:
         raise InputError(
             "nothing is left to save: the terms cancel in every layer (rank 0)",
@@ -103,7 +169,7 @@ def _lora(delta: Delta) -> Written:
             weights[f"{here}.lora_B.bias"] = biases.get(name, nothing)
     ranks = {name: change.rank for name, change in delta.low.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {name: rank for name, rank in ranks.items() if rank != usual}
+    others = _unusual(ranks, usual)
     config = LoraConfig(
         task_type=delta.facts.get("task_type"),
         r=usual,
@@ -113,11 +179,15 @@ def _lora(delta: Delta) -> Written:
         target_modules=list(ranks),
         fan_in_fan_out=any(change.layer == "conv1d" for change in delta.low.values()),
         lora_bias=bool(biases),
-        modules_to_save=delta.facts.get("modules_to_save") if delta.kept else None,
     )
-    if delta.kept and (rows := delta.facts.get("trainable_token_indices")):
-        config.trainable_token_indices = rows
     return weights, config
+
+
+def _unusual(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
+    """Ranks by module as peft looks them up: the first name that a module ends in counts."""
+    odd = [name for name, rank in ranks.items() if rank != usual]
+    hit = [n for n in ranks if any(n == name or n.endswith(f".{name}") for name in odd)]
+    return {name: ranks[name] for name in sorted(hit, key=len, reverse=True)}
 
 
 def _biases(delta: Delta) -> dict[str, Tensor]:
@@ -127,7 +197,16 @@ def _biases(delta: Delta) -> dict[str, Tensor]:
         InputError: other whole parameters change as well.
     """
     found = {name.removesuffix(".bias"): value for name, value in delta.dense.items()}
-    strange = [name for name in delta.dense if name.removesuffix(".bias") not in delta.low]
+    _refuse_whole([name for name in delta.dense if name.removesuffix(".bias") not in delta.low])
+    if found and (embedding := [n for n, c in delta.low.items() if c.layer == "embedding"]):
+        raise InputError(
+            f"`{embedding[0]}` is an embedding, and others have biases: peft takes no two of these",
+            hint="`delta.without('*.bias')` leaves the biases out",
+        )
+    return found
+
+
+def _refuse_whole(strange: list[str]) -> None:
     if strange:
         raise InputError(
             f"`{strange[0]}` changes as a whole, and {len(strange) - 1} more: LoRA has no place "
@@ -135,7 +214,6 @@ def _biases(delta: Delta) -> dict[str, Tensor]:
             hint="`delta.compress(rank=16)` makes factors of matrices; `delta.without(...)` leaves "
             "out the rest",
         )
-    return found
 
 
 def _ia3(delta: Delta) -> Written:

@@ -14,6 +14,7 @@ from peftkit.merge.expression import explain, parse
 from peftkit.merge.low_rank import lost
 from peftkit.merge.methods.catalog import find_method
 from peftkit.merge.methods.inputs import Inputs
+from peftkit.merge.saving import missing_under
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,6 +86,7 @@ def merge(
         "pairs": [_compare(one, other, terms) for one, other in combinations(weights, 2)],
         "canceled": _canceled(weights, terms),
         "merged": _describe("merged", 1.0, merged),
+        "trained_above": [note["name"] for note in missing_under(total)],
         "error": merged.error.relative,
         "worst_layer": dict(zip(("name", "error"), merged.error.worst, strict=True)),
         "out": str(out) if out else None,

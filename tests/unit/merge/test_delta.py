@@ -1,18 +1,27 @@
 """Deltas of real adapters: sums against vanilla peft, and every kind against itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from peftkit import Delta
 from peftkit.adapters.bottleneck import BottleneckConfig
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError, RecipeError
+from peftkit.merge.low_rank import LowRank
 
 IDS = torch.arange(24).reshape(2, 12)
 SIZES = {
@@ -381,3 +390,177 @@ def test_other_bases_and_other_values_are_refused(
         one + 1
     with pytest.raises(TypeError):
         one * one  # type: ignore[operator]
+
+
+def test_a_fine_tune_of_turned_weights_becomes_factors_that_lie_alike(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    model = fresh(bases["gpt2"])
+    weights = {"transformer.h.1.attn.c_proj.weight": torch.randn(32, 32) / 9}
+    weights["transformer.h.1.attn.c_proj.weight"] += model.get_parameter(next(iter(weights)))
+    config = {"peft_type": "TOP", "base_model_name_or_path": str(bases["gpt2"])}
+    for name, value in model.transformer.h[1].named_parameters(prefix="transformer.h.1"):
+        weights.setdefault(name, value)
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "adapter_config.json").write_text(json.dumps(config))
+    kept = {name: value.detach().contiguous() for name, value in weights.items()}
+    save_file(kept, tmp_path / "top" / "delta.safetensors")
+    model.load_state_dict(weights, strict=False)
+    with torch.inference_mode():
+        wanted = model(IDS).logits
+    found = Delta.load(tmp_path / "top").compress(rank=32)
+    found = found.without(*found.dense)
+    found.save(tmp_path / "low")
+    got = logits(bases["gpt2"], tmp_path / "low")
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_a_weight_of_two_modules_never_becomes_factors_of_one(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    model = fresh(bases["gpt2"])
+    model.transformer.wte.weight.data += 0.1
+    model.save_pretrained(tmp_path / "tuned")
+    delta = Delta.load(tmp_path / "tuned", str(bases["gpt2"]))
+    with pytest.raises(InputError, match=r"`transformer.wte.weight` changes as a whole"):
+        delta.compress(rank=1).save(tmp_path / "low")
+    delta.fold(bases["gpt2"], tmp_path / "folded")
+    torch.testing.assert_close(logits(tmp_path / "folded"), logits(tmp_path / "tuned"))
+
+
+def test_a_fine_tune_that_lost_a_weight_is_none(bases: dict[str, Path], tmp_path: Path) -> None:
+    model = fresh(bases["llama"])
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path / "tied")
+    with pytest.raises(InputError, match=r"`lm_head.weight`: missing, and the base has it"):
+        Delta.load(tmp_path / "tied", str(bases["llama"]))
+
+
+@pytest.mark.parametrize("family", ["t5", "bert"])
+def test_fine_tunes_of_every_family_can_be_read(family: str, tmp_path: Path) -> None:
+    sizes = {**SIZES, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForMaskedLM
+    model: Any = kind.from_config(AutoConfig.for_model(family, **sizes))
+    model.save_pretrained(tmp_path / "base")
+    name = next(n for n, _ in model.named_parameters() if n.endswith(("q.weight", "query.weight")))
+    model.get_parameter(name).data += 0.1
+    model.save_pretrained(tmp_path / "tuned")
+    delta = Delta.load(tmp_path / "tuned", str(tmp_path / "base"))
+    assert list(delta.dense) == [name]
+    assert delta.compress(rank=1).error.relative < 1e-5
+
+
+def classifier(base: Path, config: Any, folder: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    with quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+        tuned: Any = get_peft_model(model, config)
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.data = torch.randn(parameter.shape) * 0.1
+        tuned.save_pretrained(folder)
+    labels = [f"{folder.name}{number}" for number in range(3)]
+    (folder / "task.json").write_text(json.dumps({"task": "classification", "labels": labels}))
+
+
+@pytest.mark.parametrize("first", ["whole", "headless"])
+def test_the_labels_are_those_of_the_head(
+    first: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("one", "other")):
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+        classifier(bases["llama"], config, tmp_path / name, seed)
+    whole = Delta.load(tmp_path / "one")
+    headless = Delta.load(tmp_path / "other").without("*score*")
+    (whole + headless if first == "whole" else headless + whole).save(tmp_path / "sum")
+    noted = json.loads((tmp_path / "sum" / "task.json").read_text())
+    assert noted["labels"] == ["one0", "one1", "one2"]
+
+
+def test_ia3_keeps_its_head(bases: dict[str, Path], tmp_path: Path) -> None:
+    config = IA3Config(task_type="SEQ_CLS", target_modules=["k_proj"], feedforward_modules=[])
+    classifier(bases["llama"], config, tmp_path / "one", 0)
+    Delta.load(tmp_path / "one").save(tmp_path / "same")
+    found = []
+    for name in ("one", "same"):
+        with quiet(), torch.inference_mode():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                bases["llama"], num_labels=3, pad_token_id=0
+            )
+            loaded: Any = PeftModel.from_pretrained(model, str(tmp_path / name)).eval()
+            found.append(loaded(IDS).logits.clone())
+    torch.testing.assert_close(*found)
+
+
+def test_a_task_without_a_head_is_kept(adapters: dict[str, Path], tmp_path: Path) -> None:
+    delta = Delta.load(adapters["plain"])
+    told = Delta.load(adapters["one target"])
+    told.facts["task"] = {"task": "embedding", "labels": [], "head": None}  # type: ignore[index]
+    for number, total in enumerate((delta + told, told + delta)):
+        total.save(tmp_path / str(number))
+        assert json.loads((tmp_path / str(number) / "task.json").read_text())["task"] == "embedding"
+
+
+def test_what_has_no_place_in_a_file_is_never_left_out_silently(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    norm = Delta(dense={"model.norm.weight": torch.ones(32)})
+    for delta in (norm, norm + Delta.load(adapters["ia3"]), norm + Delta.load(adapters["plain"])):
+        with pytest.raises(InputError, match=r"`model.norm.weight` changes as a whole"):
+            delta.save(tmp_path / "out")
+    with pytest.raises(InputError, match=r"only `score.weight` is left"):
+        Delta(kept={"score.weight": torch.ones(3, 32)}).save(tmp_path / "out")
+    name = "model.layers.0.self_attn.q_proj"
+    bias = Delta.load(adapters["plain"]) + Delta(dense={f"{name}.bias": torch.ones(32)})
+    both = Delta.load(adapters["embedding"]) + bias
+    with pytest.raises(InputError, match="is an embedding, and others have biases"):
+        both.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_end_in_other_names_keep_their_ranks(tmp_path: Path) -> None:
+    ranks = {"layers.1.mlp": 3, "encoder.layers.1.mlp": 2, "encoder.layers.2.mlp": 2, "h.11": 2}
+    low = {
+        n: LowRank(torch.randn(4, r).double(), torch.randn(r, 4).double()) for n, r in ranks.items()
+    }
+    delta = Delta(low=low)
+    delta.save(tmp_path / "out")
+    again = Delta.load(tmp_path / "out")
+    assert again.ranks == ranks
+    assert (again - delta).norm < 1e-5
+
+
+def test_a_sum_may_start_from_nothing(adapters: dict[str, Path]) -> None:
+    delta = replace(Delta.load(adapters["plain"]), facts={"base": "org/base"})
+    for total in (sum([delta, delta], start=Delta()), delta + Delta(), sum([delta])):
+        assert isinstance(total, Delta)
+        assert total.facts["base"] == "org/base"
+
+
+def test_a_bias_counts_like_the_factors_beside_it(adapters: dict[str, Path]) -> None:
+    delta = Delta.load(adapters["bias"])
+    half = delta.weigh({"*.c_attn": 0.5})
+    assert half.norm == pytest.approx(0.5 * delta.norm)
+    (name, *_) = delta.dense
+    assert torch.equal(delta.weigh({f"{name}": 3.0}).dense[name], 3 * delta.dense[name])
+
+
+def test_quantized_weights_are_never_taken_for_weights(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    fresh(bases["llama"]).save_pretrained(tmp_path / "tuned")
+    config = tmp_path / "tuned" / "config.json"
+    values = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    config.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="is quantized"):
+        Delta.load(tmp_path / "tuned", str(bases["llama"]))
+
+
+@pytest.mark.parametrize("kind", ["patterns", "ia3"])
+def test_names_stand_in_one_order(kind: str, adapters: dict[str, Path], tmp_path: Path) -> None:
+    Delta.load(adapters[kind]).save(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    inner = config.get("feedforward_modules", [])
+    assert inner == sorted(inner)

@@ -1,6 +1,7 @@
 """Folds against vanilla peft's, what rounding loses, and what no weight can hold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftkit import Delta
 from peftkit.adapters.bottleneck import BottleneckConfig
-from peftkit.errors import InputError
+from peftkit.errors import InputError, RunError
 
 IDS = torch.arange(24).reshape(2, 12)
 SIZES = {
@@ -133,3 +134,48 @@ def test_what_no_weight_can_hold_is_refused(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="is quantized"):
         Delta.load(lora).fold(base, tmp_path / "folded")
+
+
+def test_a_weight_is_folded_as_the_base_has_it_whatever_peft_noted(tmp_path: Path) -> None:
+    base = build(tmp_path / "base", "gpt2")
+    config = LoraConfig(r=4, target_modules=["attn.c_proj"], fan_in_fan_out=True)
+    adapter = adapt(base, config, tmp_path / "adapter")
+    wanted = logits(base, adapter)
+    noted = json.loads((adapter / "adapter_config.json").read_text())
+    noted["fan_in_fan_out"] = False  # as peft writes it where a linear layer comes last
+    (adapter / "adapter_config.json").write_text(json.dumps(noted))
+    Delta.load(adapter).fold(base, tmp_path / "folded")
+    torch.testing.assert_close(logits(tmp_path / "folded"), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_biases_are_scaled_where_files_lack_the_first_part_of_names(tmp_path: Path) -> None:
+    base = build(tmp_path / "base", "gpt2")
+    config = (base / "config.json").read_text()
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    for block in model.transformer.h:
+        torch.nn.init.normal_(block.attn.c_attn.bias)
+    model.transformer.save_pretrained(tmp_path / "bare")
+    (tmp_path / "bare" / "config.json").write_text(config)
+    ia3 = IA3Config(target_modules=["c_attn"], feedforward_modules=[], fan_in_fan_out=True)
+    adapter = adapt(tmp_path / "bare", ia3, tmp_path / "adapter")
+    Delta.load(adapter).fold(tmp_path / "bare", tmp_path / "folded")
+    wanted = logits(tmp_path / "bare", adapter)
+    torch.testing.assert_close(logits(tmp_path / "folded"), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_fold_that_changes_nothing_is_no_model(tmp_path: Path) -> None:
+    base = build(tmp_path / "base", dtype=torch.bfloat16)
+    adapter = adapt(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
+    delta = Delta.load(adapter)
+    for nothing in (delta - delta, delta * 1e-12):
+        with pytest.raises(RunError, match="would be the base itself"):
+            nothing.fold(base, tmp_path / "folded")
+    assert not (tmp_path / "folded").exists()
+
+
+def test_a_fold_into_another_base_is_refused(tmp_path: Path) -> None:
+    base = build(tmp_path / "base")
+    adapter = adapt(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
+    delta = replace(Delta.load(adapter), facts={"base": "org/other"})
+    with pytest.raises(InputError, match="made for `org/other`, not for `builtin:tiny`"):
+        delta.fold("builtin:tiny", tmp_path / "folded")

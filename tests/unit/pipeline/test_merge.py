@@ -1,6 +1,7 @@
 """`merge`, `fold` and `extract` as they are typed: what they print, write and refuse."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftkit import Delta
+from peftkit.adapters.stack import digest_of
 from peftkit.cli.main import main
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -139,3 +141,62 @@ def test_mistakes_are_told(
     assert said in capsys.readouterr().err
     assert not (place / "zero").exists()
     assert not (place / "none").exists()
+
+
+def test_nothing_else_is_ever_replaced(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.rglob("*"))
+    merge = ("merge", "chat + code", *BOTH, "--out")
+    config = "@chat/adapter_config.json"
+    fold = ("fold", "@chat", "--out", "@base")
+    for words in ((*merge, "@chat"), (*merge, str(place)), (*merge, config), fold):
+        assert run(place, *words) == 2
+        assert "holds something else" in capsys.readouterr().err
+    assert sorted(place.rglob("*")) == before
+    for _ in range(2):  # but an earlier result is
+        assert run(place, *merge, str(tmp_path / "merged")) == 0
+
+
+def test_an_adapter_above_another_is_said_to_be_one(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    above = tmp_path / "above"
+    shutil.copytree(place / "code", above)
+    note = {"name": "chat", "sha256": digest_of(place / "chat")}
+    (above / "under.json").write_text(json.dumps(note))
+    adapter = ("--adapter", f"above={above}")
+    assert run(place, "merge", "2*above", *adapter, "--out", str(tmp_path / "twice")) == 0
+    assert "a term was trained above `chat`" in capsys.readouterr().out
+    noted = json.loads((tmp_path / "twice" / "merge.json").read_text())
+    assert noted["trained_above"] == [note]
+    assert run(place, "fold", str(above), "--out", str(tmp_path / "folded")) == 65
+    assert "trained above another, `chat`" in capsys.readouterr().err
+    both = ("merge", "chat + above", *BOTH[:2], *adapter, "--out", str(tmp_path / "both"))
+    assert run(place, *both) == 0
+    assert "trained above" not in capsys.readouterr().out
+    folded = str(tmp_path / "folded")
+    assert run(place, "fold", "@chat", "--out", folded) == 0
+    words = ("fold", str(above), "--base", folded, "--out", str(tmp_path / "whole"))
+    assert run(place, *words) == 0
+
+
+def test_new_tokens_keep_their_tokenizer(place: Path, tmp_path: Path) -> None:
+    base = LlamaForCausalLM.from_pretrained(place / "base")
+    config = LoraConfig(
+        r=2,
+        target_modules=["q_proj"],
+        trainable_token_indices={"embed_tokens": [62, 63]},
+        task_type="CAUSAL_LM",
+    )
+    model: Any = get_peft_model(base, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokenizer.json").write_text('{"added_tokens": []}')
+    tokens, chat = Delta.load(tmp_path / "tokens"), Delta.load(place / "chat")
+    for number, total in enumerate((tokens + chat, chat + tokens)):
+        total.save(tmp_path / str(number))
+        copied = tmp_path / str(number) / "tokenizer.json"
+        assert copied.read_text() == '{"added_tokens": []}'
