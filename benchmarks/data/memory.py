@@ -80,6 +80,13 @@ def write_rows(path: Path, numbers: range) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def settings(path: Path, held: Path, how: str) -> dict[str, Any]:
+    """Of the data: `checked` looks for duplicates and leaks, and splits, as most recipes do."""
+    if how == "checked":
+        return {"validation": {"fraction": HELD_OUT / int(path.stem)}}
+    return {"validation": str(held), "leakage": "off", "duplicates": "off"}
+
+
 def measure(path: Path, held: Path, how: str) -> dict[str, Any]:
     """Anonymous memory and CPU time of preparing one file and taking some updates of it."""
     import numpy as np
@@ -99,13 +106,8 @@ def measure(path: Path, held: Path, how: str) -> dict[str, Any]:
     origin = locate(BaseSection(model="builtin:tiny"))
     tokenizer = load_tokenizer(origin, ())
     encoder = Encoder(tokenizer, stop_ids(origin, tokenizer), 64, "error")
-    written: dict[str, Any] = {"train": str(path)}
-    if how == "checked":  # duplicates, a split, leaks: what happens unless a recipe says otherwise
-        import_module("datasketch")
-        written |= {"validation": {"fraction": HELD_OUT / int(path.stem)}}
-    else:
-        written |= {"validation": str(held), "leakage": "off", "duplicates": "off"}
-    section = DataSection.model_validate(written)
+    import_module("datasketch")
+    section = DataSection.model_validate({"train": str(path), **settings(path, held, how)})
     tokenizer("one")
     before, started = anonymous(), time.process_time()
     with sampling() as peak:
