@@ -168,7 +168,8 @@ def prepare_data(
     left, held, checks = check_rows(section, splits, train.examples, named, apart)
     nothing = Dataset((), origins=train.origins)
     sets |= {name: replace(sets.get(name, nothing), examples=held[name]) for name in held}
-    train = _add_replay(replace(train, examples=left), section, encoder, general, held)
+    away = [*held.values(), benchmarks.examples]
+    train = _add_replay(replace(train, examples=left), section, encoder, general, away)
     copies = augment(section, train.examples, own, encoder, seed)
     if copies.examples:
         train = replace(train, examples=Chained([train.examples, copies.examples]))
@@ -234,16 +235,17 @@ def _add_replay(
     section: DataSection,
     encoder: Encoder,
     names: Sequence[str],
-    held: Mapping[str, Sequence[Example]],
+    away: Sequence[Sequence[Example]],
 ) -> Dataset:
     """The training set with the rows that keep alive what the base knew, after its own.
 
-    Any other row would do as well, so those that are held out are simply not among them.
+    Any other row would do as well, so those that must not be trained on, which `away` holds, are
+    simply not among them.
     """
     if not section.replay:
         return train
     general = read_set("replay", section.replay, section.bad_rows, encoder, names)
-    keys = [numbers_of(examples, "key") for examples in held.values()]
+    keys = [numbers_of(examples, "key") for examples in away]
     strange = ~np.isin(numbers_of(general.examples, "key"), np.concatenate(keys))
     return Dataset(
         Chained([train.examples, Picked(general.examples, np.flatnonzero(strange))]),
