@@ -18,7 +18,7 @@ import numpy as np
 from peftkit.data.formats import build_examples, detect_format
 from peftkit.data.noise import add_noise, change_words
 from peftkit.data.rows import Intake, Row
-from peftkit.data.sources import read_rows
+from peftkit.data.sources import find_files, read_rows
 from peftkit.errors import InputError, RecipeError
 from peftkit.recipe.sections.augment import PLACE
 
@@ -50,6 +50,7 @@ TEXTS = {
 }
 """Columns that are read and not learned, by format."""
 Key = tuple[str, str, str]
+"""A row's source, where it stands and its digest: files of one name may be in several folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ class Augmented:
     """Changed copies, and what was changed in them."""
 
     examples: Sequence[Example] = ()
-    changes: Mapping[str, str] = field(default_factory=dict)
-    """For people, by where a copy stands."""
+    changes: Mapping[Key, str] = field(default_factory=dict)
+    """For people, by which copy it is."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Of each kind of change."""
     unchanged: int = 0
@@ -114,11 +115,11 @@ def augment(
     if not wanted.copies and not wanted.templates:
         return Augmented()
     _refuse(wanted, encoder, len(examples))
-    labels = {(each.source, each.where, each.digest): each.labels for each in examples}
+    labels = {key_of(each): each.labels for each in examples}
     originals = [
         each
         for source, name in zip(section.train, names, strict=True)
-        for each in _read_again(source, name, encoder.task, labels)
+        for each in _read_again(source, name, encoder, labels)
     ]
     copies = [*_noisy(originals, wanted, seed), *_framed(originals, wanted, seed)]
     kept = [copy for copy in copies if copy.done]
@@ -135,11 +136,16 @@ def augment(
         )
     return Augmented(
         made,
-        {copy.row.where: copy.said for copy in kept},
+        {(copy.of.source, copy.row.where, copy.row.digest): copy.said for copy in kept},
         sum((copy.done for copy in kept), Counter()),
         len(copies) - len(kept),
         len(intake.found) + len(intake.dropped),
     )
+
+
+def key_of(example: Example) -> Key:
+    """What tells an example from the others."""
+    return example.source, example.where, example.digest
 
 
 def _refuse(wanted: AugmentSection, encoder: Encoder, rows: int) -> None:
@@ -157,11 +163,12 @@ def _refuse(wanted: AugmentSection, encoder: Encoder, rows: int) -> None:
 
 
 def _read_again(
-    source: SourceSection, name: str, task: str, labels: Mapping[Key, tuple[str, ...]]
+    source: SourceSection, name: str, encoder: Encoder, labels: Mapping[Key, tuple[str, ...]]
 ) -> Iterator[Original]:
     """The rows of a source that are trained on, as they were read."""
-    for row in read_rows(source, Intake("skip")):
-        kind = detect_format(row, task) if source.format == "auto" else source.format
+    files = find_files(source, encoder.reading.commits)
+    for row in read_rows(source, Intake("skip"), files):
+        kind = detect_format(row, encoder.task) if source.format == "auto" else source.format
         key = (name, row.where, row.digest)
         if kind is not None and key in labels:
             yield Original(row, name, kind, labels[key])

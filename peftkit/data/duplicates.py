@@ -1,7 +1,7 @@
 """Training rows that repeat one another: which, how often, and what the recipe does about it.
 
 Copies are found in a set of any size. Nearly the same rows are looked for among up to `MOST`
-different ones, which takes about 0.1 ms of processor time and 1.6 kB of memory a row.
+different ones, which takes about 0.1 ms of processor time and 0.2 kB of memory a row.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def _first_copies(rows: Hashed) -> NDArray[np.int64]:
 
 def _first_alike(rows: Hashed, distinct: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each of some different rows the earliest that it repeats, perhaps through others."""
+    examples = rows.pick(distinct).examples
 
     def text_of(place: int) -> str:
-        return rows.examples[int(distinct[place])].text
+        return examples[place].text
 
     origin = np.arange(len(distinct))
-    left, right = pairs_within(sketch(map(text_of, range(len(distinct)))))
+    left, right = pairs_within(sketch((each.text for each in examples), len(distinct)))
     for one, two, _ in verify(left, right, text_of, text_of):
         origin[two] = min(origin[two], origin[one])
     return distinct[origin]

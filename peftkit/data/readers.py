@@ -167,6 +167,11 @@ def _read_csv(path: Path, intake: Intake) -> Iterator[Row]:
     twice = next((f"`{name}` stands twice" for name in header if header.count(name) > 1), "")
     if problem := problem or twice or wrong_with("".join(header)):
         raise InputError(f"{path.name}:1: bad header: {problem}")
+    if len(header) == 1 and (other := next((sign for sign in ";\t" if sign in header[0]), "")):
+        raise InputError(
+            f"{path.name}:1: one column, `{header[0]}`; expected `{separator}` between columns",
+            hint="a `.tsv` file has tabs" if other == "\t" else "save it with commas, or as `.tsv`",
+        )
     for line, fields, problem in records:
         where = f"{path.name}:{line}"
         if problem := problem or wrong_with("".join(fields)):

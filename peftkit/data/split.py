@@ -64,8 +64,9 @@ def mark_held(rows: Hashed, split: SplitSection, columns: Sequence[str], salt: i
         case "stratified":
             return _by_class(rows, split.fraction, salt)
         case "group":
-            groups = [hash_text(example.columns[at]) for example in rows.examples]
-            return _by_group(rows.keys, np.array(groups, np.uint64), split.fraction, salt)
+            found = (hash_text(example.columns[at]) for example in rows.examples)
+            groups = np.fromiter(found, np.uint64, len(rows))
+            return _by_group(rows.keys, groups, split.fraction, salt)
         case "time":
             return _by_time(rows.keys, _instants(rows, at, split.column), split.fraction)
         case _:
@@ -86,9 +87,11 @@ def _by_place(keys: Hashes, fraction: float, salt: int) -> Marks:
 
 
 def _by_class(rows: Hashed, fraction: float, salt: int) -> Marks:
-    """The first texts of each class in the order of their hashes; a text is of its first label."""
-    labels = np.array([answer_of(example) or "" for example in rows.examples], object)
-    names, classes = np.unique(labels.astype(str), return_inverse=True)
+    """The first texts of each class by their hashes; a text with two labels is of one of them."""
+    # An answer may be long, so it counts by its hash here; 0 stands for none.
+    answers = map(answer_of, rows.examples)
+    found = (hash_text(answer) if answer else 0 for answer in answers)
+    names, classes = np.unique(np.fromiter(found, np.uint64, len(rows)), return_inverse=True)
     if len(rows) and not names[-1]:
         raise InputError(
             "data: rows without labels or answers cannot be held out by class",

@@ -6,9 +6,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from peftkit.data.augment import key_of
 from peftkit.data.formats import build_examples
 from peftkit.data.rows import Intake
-from peftkit.data.sources import read_rows
+from peftkit.data.sources import find_files, read_rows
 from peftkit.data.task import WRITES
 from peftkit.pipeline.setup import make_encoder, set_up
 
@@ -46,7 +47,7 @@ def _describe(example: Example, whole: Example, setup: Setup) -> dict[str, Any]:
     return {
         "where": example.where,
         "format": example.format,
-        "changed": setup.data.augmented.changes.get(example.where, ""),
+        "changed": setup.data.augmented.changes.get(key_of(example), ""),
         "trained_tokens": example.trained_tokens,
         "stop_trained": ids[last] in setup.stops if setup.stops and writes else None,
         "labels": None if writes else list(example.labels),
@@ -81,7 +82,9 @@ def _find_whole(example: Example, recipe: Recipe, setup: Setup) -> Example:
         return example
     encoder = make_encoder(setup.base, recipe.data, setup.tokenizer, setup.stops)
     for source in recipe.data.train:
-        found = (row for row in read_rows(source, Intake("skip")) if row.digest == example.digest)
+        files = find_files(source, setup.reading.commits)
+        rows = read_rows(source, Intake("skip"), files)
+        found = (row for row in rows if row.digest == example.digest)
         unlimited = replace(encoder.for_source(source), max_length=NO_LIMIT)
         made = build_examples(
             islice(found, 1), example.format, example.source, unlimited, Intake("skip")

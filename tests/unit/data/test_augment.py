@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as some
 
-from peftkit.data.augment import LARGEST, augment, change_values
-from peftkit.data.draft import Encoder
+from peftkit.data.augment import LARGEST, augment, change_values, key_of
+from peftkit.data.draft import Encoder, Reading
 from peftkit.data.prepare import Data, prepare_data
 from peftkit.errors import InputError, PeftkitError, RecipeError
 from peftkit.recipe.sections.augment import AugmentSection
@@ -112,9 +113,48 @@ def test_copies_stand_beside_their_rows_in_training_alone(tmp_path: Path, tokeni
         assert copy.answer == original.answer
         assert copy.prompt != original.prompt
         assert copy.source == original.source
-        assert data.augmented.changes[copy.where]
+        assert data.augmented.changes[key_of(copy)]
     assert sum(facts["changes"].values()) >= len(copies)
     assert facts["changes"].keys() <= {"drop", "typos", "case", "spacing", "emoji"}
+
+
+def test_what_was_changed_is_told_of_the_right_one_of_two_files_of_a_name(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    """Each file has a row 1, so `a.jsonl:1~1` is two copies."""
+    alone = {}
+    sources = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        rows = [
+            {"prompt": f"{name} {sentence(number)}", "completion": str(number)}
+            for number in range(30)
+        ]
+        sources.append({"source": write(tmp_path / name / "a.jsonl", rows), "format": "completion"})
+        data = prepare(tokenizer, train=sources[-1:], augment=STRONG)
+        told = zip(data.augmented.examples, data.augmented.changes.values(), strict=True)
+        alone |= {copy.text: said for copy, said in told}
+    both = prepare(tokenizer, train=sources, augment=STRONG).augmented
+    found = {copy.text: both.changes[key_of(copy)] for copy in both.examples}
+    both_times = found.keys() & alone.keys()  # another row may be held out
+    assert {text: found[text] for text in both_times} == {text: alone[text] for text in both_times}
+    assert len(both_times) > 40
+
+
+def test_copies_are_of_the_commit_whose_rows_were_read(tokenizer: Any) -> None:
+    folder = Path(constants.HF_HUB_CACHE) / "datasets--org--copied"
+    (folder / "refs").mkdir(parents=True)
+    for commit, word in (("a" * 40, "old"), ("b" * 40, "new")):
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        rows = [{"prompt": f"{word} {sentence(n)}", "completion": "well"} for n in range(20)]
+        write(folder / "snapshots" / commit / "train.jsonl", rows)
+        (folder / "refs" / "main").write_text(commit)
+    section = DataSection.model_validate({"train": "hub:org/copied", "augment": {"copies": 1}})
+    reading = Reading(commits={"hub:org/copied": "a" * 40})
+    encoder = Encoder(tokenizer, frozenset({tokenizer.eos_token_id}), 200, "error", reading=reading)
+    copies = prepare_data(section, encoder).augmented.examples
+    assert copies
+    assert not any("new" in copy.prompt for copy in copies)
 
 
 def test_a_copy_follows_from_its_row_and_the_seed(tmp_path: Path, tokenizer: Any) -> None:

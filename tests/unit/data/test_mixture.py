@@ -171,6 +171,22 @@ def test_an_update_of_a_mixture_follows_from_its_number(tmp_path: Path, tokenize
             assert batch.inputs.tolist() == other.inputs.tolist()
 
 
+def test_rows_of_benchmarks_and_held_out_rows_are_never_replayed(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    general = [*short(4, 9000), *short(6, 500)]  # of which the first four are held out
+    data = prepare(
+        tokenizer,
+        tmp_path,
+        train=write(tmp_path / "own.jsonl", short(20)),
+        benchmarks=write(tmp_path / "exam.jsonl", short(3, 500)),
+        leakage="remove",
+        replay={"source": write(tmp_path / "g.jsonl", general), "fraction": 0.2},
+    )
+    replayed = [each.where for each in data.train.examples if each.source == "g.jsonl"]
+    assert replayed == ["g.jsonl:8", "g.jsonl:9", "g.jsonl:10"]
+
+
 def test_processes_divide_the_updates_of_a_mixture(tmp_path: Path, tokenizer: Any) -> None:
     general = {"source": write(tmp_path / "g.jsonl", long(5)), "format": "text", "fraction": 0.2}
     source = write(tmp_path / "own.jsonl", short(50))

@@ -1,5 +1,7 @@
 """Pairs that are nearly the same are found as others find them, and few others are looked at."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
@@ -100,6 +102,16 @@ def test_pairs_within_a_set_are_those_of_every_pair() -> None:
     assert found == expected
     assert len(expected) > 50
     assert right.tolist() == sorted(right.tolist())
+
+
+def test_looking_for_pairs_takes_some_bytes_a_row() -> None:
+    texts = [" ".join(row) for row in random_rows(4000, words=8)]
+    sketch(texts[:1])  # what is imported late is imported
+    tracemalloc.start()
+    pairs_within(sketch(iter(texts), len(texts)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / len(texts) < 250
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -252,6 +252,8 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
     ("a.csv", b"text,label\n", "is empty: no rows"),
     ("a.csv", b"text,text\na,b\n", "a.csv:1: bad header: `text` stands twice"),
     ("a.csv", b'"text"x\na\n', "a.csv:1: bad header"),
+    ("a.csv", b"text;label\na;b\n", "a.csv:1: one column, `text;label`; expected `,` between"),
+    ("a.csv", b"text\tlabel\na\tb\n", "a.csv:1: one column, `text\tlabel`; expected `,` between"),
     ("a.csv", b"t\xe9xt\na\n", "a.csv:1: bad header: not UTF-8 (byte 0xe9)"),
     ("a.txt", b"", "is empty: no rows"),
     ("a.txt", b"\n\n", "is empty: no rows"),

@@ -1,6 +1,8 @@
 """Held-out rows are chosen by what they say, so neither copies nor added rows disturb them."""
 
+import tracemalloc
 from collections import Counter
+from hashlib import sha256
 from math import sqrt
 
 import numpy as np
@@ -227,10 +229,11 @@ def test_what_cannot_be_ordered_is_refused(
 
 
 def by_class(rows: Hashed) -> dict[str, set[str]]:
-    """The texts of each class; one with several labels is of the first of them."""
+    """The texts of each class; one with several labels is of that with the least hash."""
     first: dict[str, str] = {}
     for row in rows.examples:
-        first[row.key] = min(first.get(row.key, "z"), row.labels[0])
+        labels = {first.get(row.key, row.labels[0]), row.labels[0]}
+        first[row.key] = min(labels, key=lambda label: sha256(label.encode()).digest())
     return {label: {key for key in first if first[key] == label} for label in first.values()}
 
 
@@ -262,6 +265,16 @@ def test_rows_without_labels_have_no_classes() -> None:
     rows = hash_rows([Example(*PAIR, f"f:{n}", str(n), f"text {n}") for n in range(9)])
     with pytest.raises(InputError, match="without labels or answers"):
         hold_out(rows, {"validation": SplitSection(by="stratified")})
+
+
+def test_one_long_answer_does_not_take_its_room_for_every_row() -> None:
+    rows = rows_of([(f"text {number}", number % 3) for number in range(500)] + [("x", "y" * 20000)])
+    tracemalloc.start()
+    held = held_keys(rows, 0.2, "stratified")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(held) == 99
+    assert peak < 2**20
 
 
 def test_a_column_is_kept_once_for_all_splits_that_ask_for_it() -> None:
