@@ -57,6 +57,9 @@ class Leaks:
         return {"exact": self.count("exact"), "near": self.count("near")}
 
 
+NO_LEAKS = Leaks((), frozenset())
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What the policy leaves of every set, and what there was."""
@@ -106,7 +109,9 @@ def settle_leaks(
     """Look for training rows in the sets to judge by, and do what the policy says.
 
     `held` are the sets that the run is judged by: to `remove` leaves the rows out of these. What
-    is `apart` must not be trained on: there, the training rows are left out.
+    is `apart` must not be trained on: there, the training rows are left out. A test row that is
+    also a validation row was not trained on, so it never stops a run; to `remove` leaves it out of
+    validation.
 
     Raises:
         InputError: a row is also trained on, and the policy is `error`.
@@ -118,12 +123,16 @@ def settle_leaks(
             "pairs": [],
             "policy": policy,
             "sets": {},
+            "between": {"exact": None, "near": None},
         }
         return Settled(train, held, {}, nothing)
+    both = held.keys() >= {"validation", "test"}
+    between = find_leaks(held["validation"], held["test"]) if both else NO_LEAKS
     found = {name: find_leaks(train, rows) for name, rows in {**held, **apart}.items()}
     if policy == "error":
         _refuse_copies({name: leaks for name, leaks in found.items() if name != "remember"})
-    facts = _describe(policy, found, held)
+    facts = _describe(policy, found, held) | {"between": between.facts}
+    facts["pairs"] = [*facts["pairs"], *_shown("validation and test", between)][:SHOWN]
     if policy != "remove":
         leaked = {
             name: frozenset(rows.examples[pair.row].digest for pair in found[name].pairs)
@@ -131,8 +140,11 @@ def settle_leaks(
         }
         return Settled(train, held, leaked, facts)
     gone = sorted({place for name in apart for place in found[name].trained})
+    repeated = {name: {pair.row for pair in found[name].pairs} for name in held}
+    if both:
+        repeated["validation"] |= between.trained
     clean = {
-        name: rows.pick(np.delete(np.arange(len(rows)), [pair.row for pair in found[name].pairs]))
+        name: rows.pick(np.delete(np.arange(len(rows)), sorted(repeated[name])))
         for name, rows in held.items()
     }
     left = train.pick(np.delete(np.arange(len(train)), gone))
@@ -155,12 +167,7 @@ def _describe(
     policy: str, found: Mapping[str, Leaks], held: Mapping[str, Hashed]
 ) -> dict[str, Any]:
     judged = [pair for name in held for pair in found[name].pairs]
-    shown = [
-        {"kind": p.kind, "similarity": p.similarity, "left": p.left, "right": p.right}
-        | {"text": shorten(p.text, 200), "set": name}
-        for name, leaks in found.items()
-        for p in leaks.pairs
-    ]
+    shown = [pair for name, leaks in found.items() for pair in _shown(name, leaks)]
     exact = sum(pair.kind == "exact" for pair in judged)
     return {
         "exact": exact,
@@ -169,6 +176,14 @@ def _describe(
         "policy": policy,
         "sets": {name: leaks.facts for name, leaks in found.items()},
     }
+
+
+def _shown(name: str, leaks: Leaks) -> list[dict[str, Any]]:
+    return [
+        {"kind": p.kind, "similarity": p.similarity, "left": p.left, "right": p.right}
+        | {"text": shorten(p.text, 200), "set": name}
+        for p in leaks.pairs
+    ]
 
 
 def _pair(train: Hashed, place: int, held: Hashed, row: int, found: float) -> Pair:

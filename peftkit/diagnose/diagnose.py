@@ -15,6 +15,7 @@ from peftkit.diagnose.checks import (
 from peftkit.diagnose.data_checks import check_data
 from peftkit.diagnose.repeats import (
     check_benchmarks,
+    check_between,
     check_conflicts,
     check_duplicates,
     check_leakage,
@@ -37,6 +38,7 @@ def diagnose(run: RunFolder) -> list[Finding]:
     found = [
         check_effect(metrics),
         check_leakage(data, metrics),
+        check_between(data),
         check_benchmarks(data),
         check_remembered(data),
         check_duplicates(data),

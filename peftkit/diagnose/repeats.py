@@ -58,6 +58,29 @@ def _clean(metrics: Mapping[str, Any]) -> str:
     return f"; {label} is {without} on the {rows} that did not leak, {with_all} on all"
 
 
+def check_between(data: Mapping[str, Any]) -> Finding | None:
+    """Whether test rows are also validation rows, so that what was chosen by these knew them."""
+    counts = data["leakage"].get("between")
+    if counts is None or counts["exact"] is None or not data.get("test"):
+        return None
+    total = counts["exact"] + counts["near"]
+    if not total:
+        fine = "no test row is a validation row or nearly one"
+        return Finding("shared-held-out", "ok", 0.0, 0.0, fine)
+    left_out = data["leakage"]["policy"] == "remove"
+    said = f"{counts['exact']} test rows are validation rows, {counts['near']} nearly so"
+    return Finding(
+        "shared-held-out",
+        "note",
+        total,
+        0.0,
+        f"{said}; they were left out of validation"
+        if left_out
+        else f"{said}: whatever is chosen by validation is not unseen in the test",
+        "" if left_out else "`data.leakage: remove` leaves them out of validation",
+    )
+
+
 def check_benchmarks(data: Mapping[str, Any]) -> Finding | None:
     """Whether rows of `data.benchmarks` were trained on."""
     counts = data["leakage"].get("sets", {}).get("benchmarks")

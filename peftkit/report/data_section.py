@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from peftkit.report.facts import Run
 
 SETS = ("train", "validation", "test")
+TOLD_OF_TOKENS = (
+    ("stops_trained", "Answers learned up to their stop"),
+    ("cut_tokens", "Tokens cut off"),
+    ("cut_answers", "Answers that lost their end"),
+    ("control_as_text", "Control tokens read as text"),
+)
+"""Counts of `data.json` that are shown where one is not 0."""
 SHOWN_CLASSES = 12
 SHOWN_LANGUAGES = 6
 LONGEST_CELL = 300
@@ -171,6 +178,27 @@ def _limit(value: object) -> str:
     return wording.figure(number(value))
 
 
+def _tokens(data: Loose) -> Table:
+    """Who says the tokens that are learned, and what a cut took."""
+    known = [name for name in SETS if "trained_by_role" in table(data.get(name))]
+    found = [table(data.get(name)) for name in known]
+    spoken = [table(each.get("trained_by_role")) for each in found]
+    roles = sorted({role for each in spoken for role in each})
+    lines = [
+        (
+            f"Learned, said by {label(role)}",
+            *(count(number(each.get(role)) or 0) for each in spoken),
+        )
+        for role in roles
+    ]
+    lines += [
+        (said, *(count(number(each.get(key))) for each in found))
+        for key, said in TOLD_OF_TOKENS
+        if any(number(each.get(key)) for each in found)
+    ]
+    return Table("Tokens", ("", *known), tuple(lines))
+
+
 def _reading(data: Loose) -> Table:
     """What the base's tokenizer makes of the rows, beside what it makes of its own kind of text."""
     fit = table(data.get("preprocessing"))
@@ -276,6 +304,7 @@ def _listed(title: str, columns: tuple[str, ...], lines: Sequence[tuple[str, ...
 
 SHORT: tuple[Callable[[Loose], Table], ...] = (
     _classes,
+    _tokens,
     _words,
     _reading,
     _filters,

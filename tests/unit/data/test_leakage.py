@@ -151,7 +151,8 @@ def test_a_warning_keeps_every_row_and_says_which_leaked() -> None:
     settled = settle("warn", train, **held)
     assert settled.held == held
     assert settled.facts["exact"] == 3
-    assert [pair["right"] for pair in settled.facts["pairs"]] == ["val:1", "test:1", "test:2"]
+    told = [pair["right"] for pair in settled.facts["pairs"]]
+    assert told == ["val:1", "test:1", "test:2", "test:2"]  # the last stands in validation, too
     assert settled.leaked == {"validation": {"val1"}, "test": {"test1", "test2"}}
 
 
@@ -159,7 +160,13 @@ def test_off_looks_at_nothing() -> None:
     train, held = hashed("train", "a"), {"validation": hashed("val", "a")}
     settled = settle("off", train, **held)
     assert settled.held == held
-    assert settled.facts == {"exact": None, "near": None, "pairs": [], "policy": "off", "sets": {}}
+    nothing = {"exact": None, "near": None}
+    assert settled.facts == nothing | {
+        "pairs": [],
+        "policy": "off",
+        "sets": {},
+        "between": nothing,
+    }
 
 
 def test_long_texts_are_shown_shortened_and_few() -> None:
@@ -207,3 +214,21 @@ def test_gsm8k_shares_no_question(material: Path) -> None:
         for name in ("train", "test")
     )
     assert leaked(train, test) == (0, 1319)
+
+
+def test_test_rows_that_are_validation_rows_are_told_and_left_out_of_validation() -> None:
+    train = hashed("train", "alpha beta gamma")
+    held = {
+        "validation": hashed("validation", "one two three", LONG, "four five six"),
+        "test": hashed("test", "seven eight", LONG + "end", "One, two three"),
+    }
+    for policy in ("error", "warn"):  # none of them was trained on
+        told = settle(policy, train, **held)
+        assert told.facts["between"] == {"exact": 1, "near": 1}
+        assert told.facts["exact"] == told.facts["near"] == 0
+        assert [len(told.held[name]) for name in ("validation", "test")] == [3, 3]
+        assert {pair["set"] for pair in told.facts["pairs"]} == {"validation and test"}
+    removed = settle("remove", train, **held)
+    assert where(removed.held["validation"]) == ["validation:3"]
+    assert len(removed.held["test"]) == 3
+    assert settle("off", train, **held).facts["between"] == {"exact": None, "near": None}

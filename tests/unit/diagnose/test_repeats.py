@@ -9,6 +9,7 @@ from peftkit.diagnose.repeats import (
     CONTRADICTED,
     REPEATED,
     check_benchmarks,
+    check_between,
     check_conflicts,
     check_duplicates,
     check_leakage,
@@ -49,6 +50,26 @@ def test_whether_rows_leaked(data: Figures, severity: str, figure: float) -> Non
     removed = data["leakage"]["policy"] == "remove"
     assert ("left out" in finding.sentence) == removed
     assert bool(finding.advice) == (severity != "ok" and not removed)
+
+
+@pytest.mark.parametrize(
+    ("exact", "near", "policy", "severity", "said"),
+    [
+        (0, 0, "error", "ok", "no test row"),
+        (2, 1, "warn", "note", "is not unseen in the test"),
+        (2, 1, "remove", "note", "left out of validation"),
+    ],
+)
+def test_whether_the_sets_to_judge_by_share_rows(
+    exact: int, near: int, policy: str, severity: str, said: str
+) -> None:
+    between = {"exact": exact, "near": near}
+    data = {"test": {"rows": 9}, "leakage": {"policy": policy, "between": between}}
+    finding = found(check_between(data))
+    assert (finding.severity, finding.figure) == (severity, exact + near)
+    assert said in finding.sentence
+    assert check_between(data | {"test": None}) is None
+    assert check_between({"test": {"rows": 9}, "leakage": {}}) is None  # of an older run
 
 
 def test_leaks_that_were_not_looked_for_are_not_denied() -> None:

@@ -53,6 +53,24 @@ def test_rows_are_listed_one_by_one(run: Path) -> None:
     assert found["Rows that filters are against"].rows[0][1:] == ("shortest", "1", "kept")
 
 
+def test_tokens_are_told_by_who_says_them(tmp_path: Path) -> None:
+    run, data = folders.write_run(tmp_path / "chats"), folders.data()
+    told = {"stops_trained": 40, "cut_tokens": 0, "cut_answers": 0, "control_as_text": 2}
+    data["train"] |= told | {"trained_by_role": {"assistant": 1234, "tool": 5}}
+    data["test"] |= dict.fromkeys(told, 0) | {"trained_by_role": {"assistant": 77}}
+    folders.write(run / "data.json", data)
+    tokens = named(data_section.summary(read_run(run)))["Tokens"]
+    assert tokens.columns == ("", "train", "test")
+    assert tokens.rows == (
+        ("Learned, said by assistant", "1,234", "77"),
+        ("Learned, said by tool", "5", "0"),
+        ("Answers learned up to their stop", "40", "0"),
+        ("Control tokens read as text", "2", "0"),
+    )
+    assert "Control tokens read as text" in build_page(run)
+    assert "| Learned, said by assistant | 1,234 | 77 |" in build_text(run)
+
+
 def test_classes_are_bars(run: Path) -> None:
     bars = data_section.class_bars(read_run(run))
     assert bars is not None
