@@ -132,7 +132,11 @@ def test_a_command_line_that_is_wrong(line: str, tell: Tell, snapshot: SnapshotA
 
 
 def stop() -> None:
-    signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fill_the_disk() -> None:
