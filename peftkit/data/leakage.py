@@ -109,9 +109,8 @@ def settle_leaks(
     """Look for training rows in the sets to judge by, and do what the policy says.
 
     `held` are the sets that the run is judged by: to `remove` leaves the rows out of these. What
-    is `apart` must not be trained on: there, the training rows are left out. A test row that is
-    also a validation row was not trained on, so it never stops a run; to `remove` leaves it out of
-    validation.
+    is `apart` must not be trained on: there, the training rows are left out. Test rows that are
+    also validation rows were not trained on, so they are only told.
 
     Raises:
         InputError: a row is also trained on, and the policy is `error`.
@@ -140,11 +139,8 @@ def settle_leaks(
         }
         return Settled(train, held, leaked, facts)
     gone = sorted({place for name in apart for place in found[name].trained})
-    repeated = {name: {pair.row for pair in found[name].pairs} for name in held}
-    if both:
-        repeated["validation"] |= between.trained
     clean = {
-        name: rows.pick(np.delete(np.arange(len(rows)), sorted(repeated[name])))
+        name: rows.pick(np.delete(np.arange(len(rows)), [pair.row for pair in found[name].pairs]))
         for name, rows in held.items()
     }
     left = train.pick(np.delete(np.arange(len(train)), gone))

@@ -61,7 +61,8 @@ def test_every_set_is_counted(tmp_path: Path, tokenizer: Any) -> None:
     assert facts["train"]["longest"] == len("double 10") + len("20") + 2
     nothing = {"exact": 0, "near": 0}
     assert facts["leakage"] == nothing | {"pairs": [], "policy": "error"} | {
-        "sets": {"validation": nothing, "test": nothing}
+        "sets": {"validation": nothing, "test": nothing},
+        "between": nothing,
     }
     assert facts["duplicates"] == nothing | {"distinct": 21, "most": [], "policy": "warn"}
     assert facts["label_conflicts"]["rows"] == 0
