@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import json_option
-from peftkit.errors import RecipeError
+from peftkit.cli.options import energy_option, json_option, refuse_two_cuts
 
 
 @click.command("extract", epilog="Example: peftkit extract tuned base --out adapter --rank 16")
@@ -16,11 +15,7 @@ from peftkit.errors import RecipeError
 @click.argument("base")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Of the adapter.")
 @click.option("--rank", type=click.IntRange(min=1), help="The most that a layer may keep [16].")
-@click.option(
-    "--energy",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Share of squared singular values that every layer keeps.",
-)
+@energy_option
 @click.option(
     "--without",
     "left_out",
@@ -40,8 +35,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Make a low-rank adapter of what a full fine-tune TUNED changed of BASE, and say its error."""
-    if rank is not None and energy is not None:
-        raise RecipeError("either `--rank` or `--energy` says where to cut; keep one")
+    refuse_two_cuts(rank, energy)
     from peftkit.pipeline.merge import Cut, extract
 
     cut = Cut(16 if rank is None and energy is None else rank, energy)

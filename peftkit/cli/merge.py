@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import json_option
+from peftkit.cli.options import energy_option, json_option, refuse_two_cuts
 from peftkit.errors import RecipeError
 from peftkit.recipe.strict_yaml import InvalidYaml, parse
 
@@ -28,11 +28,7 @@ from peftkit.recipe.strict_yaml import InvalidYaml, parse
     "--setting", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method: `keep=0.2`."
 )
 @click.option("--rank", type=click.IntRange(min=1), help="The most that a layer may keep [all].")
-@click.option(
-    "--energy",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Share of squared singular values that every layer keeps.",
-)
+@energy_option
 @click.option(
     "--fail-above",
     type=click.FloatRange(min=0),
@@ -60,8 +56,7 @@ def command(  # noqa: PLR0913 - one option each
     """Add and subtract adapters: EXPRESSION is a sum of names times numbers."""
     if out is None and not dry_run:
         raise RecipeError("where to? `--out DIR` is missing", hint="`--dry-run` only looks")
-    if rank is not None and energy is not None:
-        raise RecipeError("either `--rank` or `--energy` says where to cut; keep one")
+    refuse_two_cuts(rank, energy)
     named = _named(adapters)
     read = dict(map(_setting, settings))
     from peftkit.pipeline.merge import Cut, How, merge

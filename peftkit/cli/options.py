@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from peftkit.errors import RecipeError
+
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key of the recipe."
@@ -21,3 +23,18 @@ adapter_option = click.option(
     metavar="[NAME=]DIR",
     help="Add an adapter; may be repeated.",
 )
+energy_option = click.option(
+    "--energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of squared singular values that every layer keeps.",
+)
+
+
+def refuse_two_cuts(rank: int | None, energy: float | None) -> None:
+    """Say that a rank and an energy cannot both be meant.
+
+    Raises:
+        RecipeError: both are given.
+    """
+    if rank is not None and energy is not None:
+        raise RecipeError("either `--rank` or `--energy` says where to cut; keep one")

@@ -6,6 +6,7 @@ needs some bytes a row in memory and no example.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,9 +38,9 @@ TOGETHER = 1024
 class View(Sequence[Example]):
     """A sequence of examples that are made, or looked up, when they are asked for."""
 
+    @abstractmethod
     def at(self, index: int) -> Example:
         """The example at a place from 0 on."""
-        raise NotImplementedError
 
     def some(self, places: NDArray[np.int64]) -> list[Example]:
         """The examples at some places, in the order of the places."""

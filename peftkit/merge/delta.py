@@ -19,6 +19,9 @@ from peftkit.errors import InputError, RecipeError
 from peftkit.merge import low_rank
 from peftkit.merge.joining import Term, add_whole, agree_all, collect, join_parts, refuse_two
 from peftkit.merge.low_rank import LowRank, decompose
+from peftkit.merge.methods.conflict import sign_conflicts, total
+from peftkit.merge.methods.inputs import Inputs
+from peftkit.merge.methods.stream import Layer, Stream
 from peftkit.merge.other_changes import (
     join_networks,
     join_scalings,
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
     from peftkit.merge.folding import Fold
     from peftkit.merge.low_rank import Spectrum
     from peftkit.merge.other_changes import Network, Scaling
-
-BLOCK_ROWS = 1024
-"""Rows of a matrix that are compared entry by entry at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,15 +321,16 @@ class Delta:
 
     def sign_conflict(self, other: Delta) -> float:
         """Share of the entries that both change in which they pull in opposite directions."""
-        against, both = 0, 0
-        for name, change in self.low.items():
-            if (second := other.low.get(name)) is None:
-                continue
-            for start in range(0, change.shape[0], BLOCK_ROWS):
-                rows = slice(start, start + BLOCK_ROWS)
-                product = (change.up[rows] @ change.down) * (second.up[rows] @ second.down)
-                against, both = against + int((product < 0).sum()), both + int((product != 0).sum())
-        return against / both if both else 0.0
+        layers = [
+            Layer.of_factors(
+                name, [(each.low[name].up, each.low[name].down) for each in (self, other)]
+            )
+            for name in self.low
+            if name in other.low
+        ]
+        inputs = Inputs((1.0, 1.0), ("one", "other"), ("one", "other"))
+        stream = Stream.of(layers, inputs, dtype=torch.float64)
+        return total(sign_conflicts(stream).values()).share
 
     def _each(self, factor: Callable[[str], float]) -> Delta:
         """Every part times a number that its name decides."""

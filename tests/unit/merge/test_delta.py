@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from merge_bases import IDS, SIZES
 from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import (
@@ -23,17 +24,6 @@ from peftkit.base.upstream import quiet
 from peftkit.errors import InputError, RecipeError
 from peftkit.merge.low_rank import LowRank
 
-IDS = torch.arange(24).reshape(2, 12)
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-}
 LINEAR = ["q_proj", "up_proj"]
 KINDS: dict[str, tuple[str, Any]] = {
     "plain": ("llama", LoraConfig(r=4, lora_alpha=8, target_modules=LINEAR)),

@@ -7,24 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from merge_bases import IDS, SIZES
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftkit import Delta
 from peftkit.adapters.bottleneck import BottleneckConfig
 from peftkit.errors import InputError, RunError
-
-IDS = torch.arange(24).reshape(2, 12)
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-}
 
 
 def build(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
