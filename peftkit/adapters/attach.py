@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peftkit.adapters.attach_bottleneck import attach_bottleneck
-from peftkit.adapters.in_place import attach_in_place
+from peftkit.adapters.in_place import BEFORE, attach_in_place, putting_back
 from peftkit.adapters.lora import attach_lora
 from peftkit.adapters.peft_methods import attach_ia3, attach_oft, attach_vera
 from peftkit.adapters.prompts import (
@@ -88,5 +88,10 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def base_only(model: Any) -> AbstractContextManager[None]:
-    """Inside, the model answers as it did before the adapter that trains was put on it."""
+    """Inside, the model answers as it did before the adapter that trains was put on it.
+
+    Where that is an earlier adapter which goes on training, as it did before it went on.
+    """
+    if BEFORE in vars(model):
+        return putting_back(model)
     return using(model, getattr(model, UNDER, ()))

@@ -1,7 +1,8 @@
-"""A new adapter above an earlier one: what stands under it stays frozen, and is noted beside it.
+"""A new adapter that starts from an earlier one: above it, on a base that has it, or as itself.
 
-The folder of the new adapter is an ordinary one. A note in it says, by digest, which adapter it
-was trained above; where that lies, the recipe of its run says. Without it the new one means little.
+What stands under it stays frozen, and is noted beside it. The folder of the new adapter is an
+ordinary one. A note in it says, by digest, which adapter it was trained above; where that lies, the
+recipe of its run says. Without it the new one means little.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 
 from peftkit.adapters.attach import UNDER, attach
+from peftkit.adapters.beginning import fold_in, go_on_as, refuse_another_kind, refuse_to_fold
 from peftkit.adapters.expected import OWN_TYPES
+from peftkit.adapters.fold import fold
 from peftkit.adapters.in_place import forget_before
 from peftkit.adapters.several import TOGETHER, load_beside, use
 from peftkit.adapters.store import NOTE, load_adapter
-from peftkit.adapters.task_file import TASK_FILE, restore_head
+from peftkit.adapters.task_file import TASK_FILE, left_behind, restore_head
 from peftkit.adapters.verify import (
+    ADAPTER_NAME,
     CONFIG_FILE,
     DELTA_FILE,
     WEIGHTS_FILE,
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
     from peftkit.recipe.sections.adapter import AdapterSection
 
+STAGES = "stages"
+"""The folder of a run in which each of its stages has one."""
 NOT_DECIDING = ("base_model_name_or_path", "revision", "peft_version")
 """Keys of a configuration that change nothing of what an adapter does."""
 DEEPEST = 16
@@ -55,6 +61,8 @@ class Below:
 
     folder: Path
     facts: AdapterFacts
+    folded: bool = False
+    """Whether what stands above it takes it for a part of the base."""
 
     @property
     def name(self) -> str:
@@ -81,6 +89,8 @@ class Placed:
     folder: Path
     below: tuple[str, ...] = ()
     """Names of those that it was trained above, the lowest first."""
+    folded: bool = False
+    """Whether it was trained on a base that had these in its weights."""
 
 
 def find_adapter(name: str) -> Path:
@@ -114,7 +124,9 @@ def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below
     """
     if section.under == NOTHING:
         return ()
-    if added_rows(model):  # of adapters with rows of an embedding, peft takes one at a time
+    if (
+        added_rows(model) and section.under_as != "continued"
+    ):  # of adapters with rows of an embedding, peft takes one at a time
         raise RecipeError(
             "base.add_tokens: new tokens cannot be trained above an earlier adapter",
             hint="`--set adapter.under=none`, or train without new tokens",
@@ -124,11 +136,22 @@ def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below
     except RecipeError as problem:
         raise RecipeError(f"adapter.under: {problem.message}", hint=problem.hint) from None
     below = []
-    for each in expand(folder):
+    chain = expand(folder)
+    notes = [read_note(each) for each in chain[1:]]
+    folded = [bool(note and note["folded"]) for note in notes]
+    for each, in_base in zip(chain, [*folded, section.under_as == "folded"], strict=True):
         restore_head(model, each)
-        below.append(Below(each, verify_adapter(each, module_shapes(model), base=base)))
-        _refuse_other_kinds(section, below[-1])
-        _refuse_two_heads(model, below[-1])
+        unused = left_behind(model, each)
+        facts = verify_adapter(each, module_shapes(model), base=base, unused=unused)
+        found = Below(each, facts, in_base)
+        below.append(found)
+        if section.under_as == "folded":
+            refuse_to_fold(model, facts.peft_type, found.name)
+        elif section.under_as == "stacked" and not any(folded[len(below) - 1 :]):
+            _refuse_other_kinds(section, found)
+            _refuse_two_heads(model, found)
+    if section.under_as == "continued":
+        refuse_another_kind(section.method, below[-1].facts.peft_type, below[-1].name)
     return tuple(below)
 
 
@@ -141,16 +164,22 @@ def attach_over(
     base: str,
     **start: Any,
 ) -> Any:
-    """The model with a fresh adapter that trains, above the frozen ones that are to be under it.
+    """The model with an adapter that trains, and starts from the earlier ones as the section says.
 
-    `base_only` then means the base with those, as it was before the new one came. What else it may
-    start from is handed to `attach`.
+    `base_only` then means the base with those, as it was before this one began. What else a fresh
+    one may start from is handed to `attach`.
     """
+    goes_on = below[-1] if section.under_as == "continued" else None
+    below = below[:-1] if goes_on else below
+    in_base = 1 + max((number for number, each in enumerate(below) if each.folded), default=-1)
+    for each in below[:in_base]:
+        model = fold_in(model, each.folder, base=base)
+    below = below[in_base:]
     for each in below:
         if each.own:
             model = load_adapter(model, each.folder, base=base)
             forget_before(model)
-    adapted = attach(model, section, seed=seed, **start)
+    adapted = attach(model, section, seed=seed, **({} if goes_on else start))
     names = []
     for number, each in enumerate(below):
         if not each.own:
@@ -160,6 +189,8 @@ def attach_over(
         use(adapted, [*names, OWN])
         _silence(adapted, names)
         setattr(adapted, UNDER, tuple(names))
+    if goes_on:
+        go_on_as(adapted, goes_on.folder)
     return adapted
 
 
@@ -191,7 +222,7 @@ def line_up(wanted: Sequence[tuple[str, Path]]) -> list[Placed]:
             note = read_note(part)
             under = digests[note["sha256"]] if note else None
             below = (*under.below, under.name) if under else ()
-            placed.append(Placed(own, part, below))
+            placed.append(Placed(own, part, below, bool(note and note["folded"])))
             digests[digest_of(part)] = placed[-1]
     return placed
 
@@ -204,7 +235,9 @@ def load_placed(model: Any, placed: Sequence[Placed], *, base: str | None = None
     """
     for number, each in enumerate(placed):
         in_place = {other.name for other in placed[:number]}
-        if isinstance(model, PeftModel):
+        if each.folded and in_place <= set(each.below):
+            model = _fold_together(model, each.below)
+        if isinstance(model, PeftModel) and not each.folded:
             load_beside(model, each.folder, each.name, base=base)
         elif in_place <= set(each.below):
             model = load_adapter(model, each.folder, name=each.name, base=base)
@@ -213,6 +246,13 @@ def load_placed(model: Any, placed: Sequence[Placed], *, base: str | None = None
                 f"`{each.folder}` cannot be added: the first adapter changes the base itself"
             )
     return model
+
+
+def _fold_together(model: Any, names: Sequence[str]) -> Any:
+    """The plain model with those of these adapters in its weights that are not there already."""
+    if isinstance(model, PeftModel):
+        use(model, [name for name in names if name in model.peft_config])
+    return fold(model)
 
 
 def read_note(folder: Path) -> dict[str, Any] | None:
@@ -226,20 +266,29 @@ def read_note(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {"name": str(values["name"]), "sha256": str(values["sha256"])}
+        return {
+            "name": str(values["name"]),
+            "sha256": str(values["sha256"]),
+            "folded": values.get("folded") is True,
+        }
     except (ValueError, KeyError, TypeError, RecursionError) as problem:
         raise InputError(f"`{path}` is not what was written: {problem!r}") from None
 
 
-def describe(below: Sequence[Below]) -> dict[str, Any] | None:
-    """What the note beside a new adapter says: the one right under it, and all, by digest."""
+def describe(below: Sequence[Below], how: str = "stacked") -> dict[str, Any] | None:
+    """What the note beside a new adapter says: the one right under it, and all, by digest.
+
+    One that goes on as another stands on what that stood on.
+    """
+    below = below[:-1] if how == "continued" else below
     if not below:
         return None
     every = [
         {"name": each.name, "sha256": each.digest, "peft_type": each.facts.peft_type}
         for each in below
     ]
-    return {"name": every[-1]["name"], "sha256": every[-1]["sha256"], "all": every}
+    note = {"name": every[-1]["name"], "sha256": every[-1]["sha256"], "all": every}
+    return note | ({"folded": True} if below[-1].folded else {})
 
 
 def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
@@ -281,28 +330,41 @@ def _find_noted(folder: Path, note: Mapping[str, str]) -> Path:
     """Where the adapter under `folder` lies, as the recipe of its run says."""
     what = f"`{folder}` was trained above another adapter, `{note['name']}`"
     hint = f"`peftkit generate BASE --adapter PATH --adapter {folder}`, PATH being that adapter's"
-    named = _named_by_run(folder)
-    if named is None:
+    places = [place for place in (_named_by_run(folder), _beside(folder, note["name"])) if place]
+    if not places:
         raise InputError(f"{what}, and there is no run beside it that says where", hint=hint)
-    inner = Path(named) / "adapter"
-    found = inner if (inner / CONFIG_FILE).exists() else Path(named)
-    if not (found / CONFIG_FILE).exists():
-        raise InputError(f"{what}, which is no longer at `{named}`", hint=hint)
-    if digest_of(found) != note["sha256"]:
-        raise InputError(
-            f"{what}, and `{named}` now holds another one",
-            hint=f"train it anew with `peftkit finetune`, or put that one back: {note['sha256']}",
-        )
-    return found
+    folders = [each for place in places for each in (place / "adapter", place)]
+    there = [each for each in folders if (each / CONFIG_FILE).exists()]
+    if not there:
+        raise InputError(f"{what}, which is no longer at `{places[0]}`", hint=hint)
+    if found := next((each for each in there if digest_of(each) == note["sha256"]), None):
+        return found
+    raise InputError(
+        f"{what}, and `{places[0]}` now holds another one",
+        hint=f"train it anew with `peftkit finetune`, or put that one back: {note['sha256']}",
+    )
 
 
-def _named_by_run(folder: Path) -> str | None:
+def _named_by_run(folder: Path) -> Path | None:
+    """Where the run of an adapter says that what it stands on lies."""
     try:
         text = (folder.parent / "recipe.resolved.json").read_text(encoding="utf-8")
-        named = json.loads(text)["adapter"]["under"]
+        section = json.loads(text)["adapter"]
+        named = section["under"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return named if isinstance(named, str) and named != NOTHING else None
+    if not isinstance(named, str) or named == NOTHING:
+        return None
+    if section.get("under_as") == "continued":  # then it stands on what that one stood on
+        return _named_by_run(Path(named) / "adapter")
+    return Path(named)
+
+
+def _beside(folder: Path, name: str) -> Path | None:
+    """Where a stage of the same run lies, which may have been moved as a whole."""
+    run = folder.parent
+    stages = run.parent if run.parent.name == STAGES else run / STAGES
+    return stages / name if ADAPTER_NAME.fullmatch(name) and (stages / name).is_dir() else None
 
 
 def digest_of(folder: Path) -> str:

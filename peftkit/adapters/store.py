@@ -15,7 +15,7 @@ from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.starts import as_plain
-from peftkit.adapters.task_file import restore_head, write_task
+from peftkit.adapters.task_file import left_behind, restore_head, write_task
 from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import (
     CONFIG_FILE,
@@ -32,7 +32,7 @@ from peftkit.disk.durable import whole_folder
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -97,11 +97,12 @@ def load_adapter(
         base: name of the base, where it is known: an adapter made for another one is refused.
     """
     restore_head(model, folder)
-    facts = verify_adapter(folder, module_shapes(model), base=base)
+    unused = left_behind(model, folder)
+    facts = verify_adapter(folder, module_shapes(model), base=base, unused=unused)
     if not set(added_rows(model)) <= set(token_rows(folder)):
         raise InputError(f"`{folder}` has no rows for the tokens that were added to the base")
     if facts.peft_type in OWN_TYPES:
-        return _load_changed(model, folder)
+        return _load_changed(model, folder, unused)
     config: Any = PeftConfig.from_pretrained(str(folder))
     if config.task_type != peft_task_of(model):
         config.task_type = None  # else peft looks for what the model of that task has
@@ -146,8 +147,9 @@ def _save_own_config(model: Any, folder: Path, origin: Origin, method: str) -> N
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _load_changed(model: Any, folder: Path) -> Any:
-    weights = load_file(folder / DELTA_FILE)
+def _load_changed(model: Any, folder: Path, unused: Collection[str]) -> Any:
+    found = load_file(folder / DELTA_FILE)
+    weights = {name: tensor for name, tensor in found.items() if name not in unused}
     keep_before(model, weights)
     report = model.load_state_dict(weights, strict=False)
     if report.unexpected_keys:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 
 from peftkit.adapters.head import head_of, put_on_head
-from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, links_out
+from peftkit.adapters.module_tensors import PREFIX
+from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, links_out
 from peftkit.adapters.weights_header import DamagedFileError, read_header
 from peftkit.base.tasks import AUTO, NEW_HEAD, task_of
 from peftkit.errors import InputError
@@ -95,6 +96,23 @@ def restore_head(model: Any, folder: Path) -> None:
     head, kind = read_task(folder)["head"], _config_of(folder).get("peft_type")
     if head is not None and kind == "HEAD":
         put_on_head(model, head["hidden"], head["dropout"])
+
+
+def left_behind(model: Any, folder: Path) -> frozenset[str]:
+    """Tensors of an adapter that a model of another task has no place for: those of its own head.
+
+    Where nothing would be left, none is left behind, and whoever checks the adapter will say so.
+    """
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    if read_task(folder)["task"] == task_of(plain)["task"]:
+        return frozenset()
+    there = {name.partition(".")[0] for name, _ in plain.named_modules()}
+    names: list[str] = []
+    for path in (folder / name for name in (WEIGHTS_FILE, DELTA_FILE)):
+        with suppress(OSError, DamagedFileError):
+            names += read_header(path)
+    left = [n for n in names if n.removeprefix(PREFIX).partition(".")[0] not in there]
+    return frozenset(left if len(left) < len(names) else ())
 
 
 def _config_of(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -82,6 +82,7 @@ def verify_adapter(
     model_shapes: Mapping[str, tuple[int, ...]] | None = None,
     *,
     base: str | None = None,
+    unused: Collection[str] = (),
 ) -> AdapterFacts:
     """Check everything in `folder` that a loader would act on.
 
@@ -90,6 +91,7 @@ def verify_adapter(
         model_shapes: weight shape of each module of the base, as `module_shapes` reads them off
             a model; without it the adapter is only checked in itself.
         base: name of the base it is about to be put on, when that is to be compared too.
+        unused: tensors that nobody will read, because they are of the head of another task.
 
     Raises:
         InputError: the adapter must not be loaded; all reasons at once.
@@ -101,7 +103,8 @@ def verify_adapter(
         named = found.config.get("base_model_name_or_path")
         problems += other_base(named, base) if base is not None else []
     if found.config is not None and not problems:
-        problems += _tensor_problems(found.config, found.entries, _by_module(model_shapes))
+        entries = {name: each for name, each in found.entries.items() if name not in unused}
+        problems += _tensor_problems(found.config, entries, _by_module(model_shapes))
     if not problems:
         problems += _several("holds numbers that are not finite", _not_finite(found.weights))
     if found.config is None or problems:

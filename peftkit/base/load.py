@@ -110,6 +110,7 @@ def shape_of(section: BaseSection, origin: Origin) -> Any:
         model = _built(section, origin, _task_config(section, origin, None))
         if section.add_tokens:
             grow(model, teach_tokens(load_tokenizer(origin), section.add_tokens))
+    note_task(model, section.task, section.names)
     return model
 
 

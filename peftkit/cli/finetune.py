@@ -59,17 +59,14 @@ def command(
     watch = Terminal(quiet=flags["quiet"])
     fresh = {name: flags[name] for name in ("fresh", "fresh_data")}
     with listen(), hold(folder) as run:
-        watch.say(
-            f"{loaded.recipe.name}: {loaded.recipe.adapter.method} on "
-            f"{loaded.recipe.base.model}, in {folder}"
-        )
-        from peftkit.pipeline.finetune import finetune, prepare
-        from peftkit.pipeline.inspect_rows import say_what_is_wrong
+        recipe = loaded.recipe
+        methods = [stage.adapter.method for stage in recipe.stages] or [recipe.adapter.method]
+        watch.say(f"{recipe.name}: {', then '.join(methods)} on {recipe.base.model}, in {folder}")
+        from peftkit.pipeline.finetune import dry_run, finetune
 
         if flags["dry_run"]:
             join()
-            found = prepare(loaded, run, **fresh, allow=allow)
-            say_what_is_wrong(found.rows, loaded.recipe.base.task, watch)
+            dry_run(loaded, run, **fresh, allow=allow, watch=watch)
             _show_plan(run.read("plan.json"), as_json=flags["as_json"])
             return
         done = finetune(loaded, run, **fresh, allow=allow, watch=watch)

@@ -34,10 +34,25 @@ def command(recipe: Path, overrides: tuple[str, ...], rows: int, **flags: bool) 
     loaded = load_recipe(recipe, overrides)
     from peftkit.pipeline.preview import preview
 
-    shown = preview(loaded.recipe, rows, fresh_data=flags["fresh_data"])
-    if flags["as_json"]:
-        output.show_json(shown)
+    recipe, fresh_data = loaded.recipe, flags["fresh_data"]
+    if not recipe.stages:
+        shown = preview(recipe, rows, fresh_data=fresh_data)
+        output.show_json(shown) if flags["as_json"] else _show(shown)
         return
+    each = {
+        stage.name: preview(recipe.stage(number), rows, fresh_data=fresh_data)
+        for number, stage in enumerate(recipe.stages)
+    }
+    if flags["as_json"]:
+        output.show_json({"stages": each})
+        return
+    for name, shown in each.items():
+        output.show(f"stage `{name}`")
+        _show(shown)
+        output.show("")
+
+
+def _show(shown: dict[str, Any]) -> None:
     for row in shown["rows"]:
         _show_row(row)
     _show_totals(shown["totals"])

@@ -57,6 +57,9 @@ def _how_far(run: RunFolder) -> str:
     plan, steps = run.read("plan.json"), run.lines(STEPS)
     if not plan:
         return "not begun"
+    if stages := plan.get("stages"):
+        done = [RunFolder(run.path / "stages" / each["name"]).finished for each in stages]
+        return f"{sum(done)} of {len(stages)} stages"
     return f"step {steps[-1]['step'] if steps else 0} of {plan['steps']}"
 
 

@@ -56,6 +56,7 @@ def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after
     metrics = gather_metrics(run, recipe, setup, before, after)
     metrics["seen"] = setup.data.seen(last * recipe.train.batch.rows)
     metrics["by_origin"] = _by_origin(setup, before, after)
+    metrics |= _elsewhere(before, after)
     run.write("metrics.json", metrics)
     run.write("samples.json", gather_samples(recipe, setup, before, after))
     run.write("findings.json", [finding.facts for finding in diagnose(run)])
@@ -100,6 +101,15 @@ def _without_leaks(
             difference = compare(old, new, seed=seed)
             found[f"{name}_without_leaks"] = new.summary | {"difference": difference}
     return found
+
+
+def _elsewhere(before: Judged, after: Judged) -> dict[str, Any]:
+    """Losses on the validation rows of other stages, where there are any."""
+    found = [
+        {"stage": name, "before": {"loss": old}, "after": {"loss": after.elsewhere[name]}}
+        for name, old in before.elsewhere.items()
+    ]
+    return {"elsewhere": found} if found else {}
 
 
 def _by_origin(setup: Setup, before: Judged, after: Judged) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from peftkit.pipeline.judge import evaluate_all
 from peftkit.pipeline.plan import Plan, make_plan
 from peftkit.pipeline.setup import set_up
 from peftkit.pipeline.signals import listen
+from peftkit.pipeline.stages import Asked, prepare_stages, train_stages
 from peftkit.pipeline.steps import Job, take_steps
 from peftkit.pipeline.watch import Silent
 from peftkit.report.record import EVALUATIONS, check_space
@@ -48,11 +49,14 @@ from peftkit.train.checkpoint import check_fit, newest_checkpoint
 from peftkit.train.processes import join
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from peftkit.adapters.stack import Below
+    from peftkit.data.example import Example
     from peftkit.fast.frozen import Kept
     from peftkit.pipeline.conclude import Run
     from peftkit.pipeline.setup import Setup
+    from peftkit.pipeline.signals import Requests
     from peftkit.pipeline.watch import Watch
     from peftkit.recipe.load import LoadedRecipe
     from peftkit.recipe.schema import Recipe
@@ -130,6 +134,23 @@ def prepare(
     return Prepared(setup, plan, identity, checkpoint, damaged, changes, rows)
 
 
+def dry_run(
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    *,
+    fresh: bool = False,
+    fresh_data: bool = False,
+    allow: Sequence[str] = (),
+    watch: Watch,
+) -> None:
+    """Everything up to the first step, and what is wrong with the rows."""
+    if loaded.recipe.stages:
+        prepare_stages(loaded, run, Asked(fresh, fresh_data, tuple(allow)), watch)
+        return
+    found = prepare(loaded, run, fresh=fresh, fresh_data=fresh_data, allow=allow)
+    say_what_is_wrong(found.rows, loaded.recipe.base.task, watch)
+
+
 def finetune(
     loaded: LoadedRecipe,
     run: RunFolder,
@@ -139,16 +160,52 @@ def finetune(
     allow: Sequence[str] = (),
     watch: Watch | None = None,
 ) -> Run:
-    """Train the recipe's adapter in `run`, or go on where it stopped, and say if it helped."""
-    watch = watch or Silent()
-    recipe, processes = loaded.recipe, join()
+    """Train what the recipe says in `run`, or go on where it stopped, and say if it helped.
+
+    With stages each is a run of its own, in a folder inside `run`.
+    """
+    processes = join()
     with listen() as requests:
-        prepared = prepare(loaded, run, fresh=fresh, fresh_data=fresh_data, allow=allow)
-        setup, plan = prepared.setup, prepared.plan
+        session = Session(processes, requests, watch or Silent(), fresh_data)
+        if loaded.recipe.stages:
+            asked = Asked(fresh, fresh_data, tuple(allow))
+            return processes.tell(train_stages(loaded, run, asked, session.watch, session.train))
+        if fresh:
+            run.clear()
+        return processes.tell(session.train(loaded, run, allow, {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What all trainings of one call share."""
+
+    processes: Processes
+    requests: Requests
+    watch: Watch
+    fresh_data: bool
+
+    def train(
+        self,
+        loaded: LoadedRecipe,
+        run: RunFolder,
+        allow: Sequence[str],
+        elsewhere: Mapping[str, Sequence[Example]],
+    ) -> Run:
+        """One training, from its recipe to its report.
+
+        Args:
+            loaded: the recipe, without stages.
+            run: where it goes on, or begins.
+            allow: keys that may be other than they were when it began.
+            elsewhere: validation rows of other stages, on which it is measured too.
+        """
+        recipe, processes, watch = loaded.recipe, self.processes, self.watch
+        prepared = prepare(loaded, run, fresh_data=self.fresh_data, allow=allow)
+        setup, plan = replace(prepared.setup, elsewhere=elsewhere), prepared.plan
         if run.finished and not prepared.changes:
             watch.say(f"`{run.path}` is finished; `--fresh` would start over")
-            return processes.tell(read_run(run))
-        _say_what_is_there(prepared, watch)
+            return read_run(run)
+        _say_what_is_there(prepared, recipe.adapter.under_as, watch)
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
         model = load_adapted(recipe, setup, fresh=checkpoint is None)
@@ -166,18 +223,18 @@ def finetune(
         if not run.lines(EVALUATIONS):
             run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
         job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
-        take_steps(model, job, requests, watch)
-        with requests.deferred("the adapter is saved; its evaluation is left"):
+        take_steps(model, job, self.requests, watch)
+        with self.requests.deferred("the adapter is saved; its evaluation is left"):
             save_adapter(
                 model,
                 run.adapter,
                 setup.origin,
                 method=recipe.adapter.method,
                 tokenizer=setup.changed_tokenizer,
-                under=describe(setup.below),
+                under=describe(setup.below, recipe.adapter.under_as),
             )
         after = evaluate_all(model, setup, recipe, paths, watch)
-        return processes.tell(conclude(run, recipe, setup, before, after))
+        return conclude(run, recipe, setup, before, after)
 
 
 def _refuse_several(recipe: Recipe, processes: Processes) -> None:
@@ -256,11 +313,19 @@ def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
         )
 
 
-def _say_what_is_there(prepared: Prepared, watch: Watch) -> None:
-    for each in prepared.setup.below:
-        watch.say(
-            f"the new adapter stands on `{each.name}`, and is compared with the base and that"
-        )
+def tell_beginning(below: Sequence[Below], how: str) -> list[str]:
+    """What the adapter starts from, and is compared with, in words."""
+    names = [f"`{each.name}`" for each in below]
+    if how == "continued":
+        return [f"{names[-1]} goes on training, and is compared with what it was"]
+    place = "stands on a base with {} in its weights" if how == "folded" else "stands on {}"
+    said = "the new adapter {}, and is compared with the base and that"
+    return [said.format(place.format(name)) for name in names[-1 if how == "folded" else 0 :]]
+
+
+def _say_what_is_there(prepared: Prepared, how: str, watch: Watch) -> None:
+    for line in tell_beginning(prepared.setup.below, how):
+        watch.say(line)
     for problem in prepared.damaged:
         watch.say(f"skipped a damaged checkpoint: {problem}")
     for change in prepared.changes:

@@ -1,6 +1,7 @@
 """`finetune` in a process that is not the first: the same steps, told by the first, in silence.
 
-It reads nothing of the run folder but the checkpoint to go on from, and writes nothing into it.
+It reads nothing of the run folder but the checkpoint to go on from, and the adapters of earlier
+stages, and writes nothing into it.
 Outside the steps a signal ends it at once, because nothing would be lost.
 """
 
@@ -32,12 +33,9 @@ def follow() -> Run:
     """The result of the run that this process helps with, once the first has concluded it."""
     with handling(signal.SIG_DFL):
         processes = join()
-        told = processes.hear()
-        if isinstance(told, Run):  # it was finished already
-            return told
-        _help(told, processes)
-        done: Run = processes.hear()
-        return done
+        while not isinstance(told := processes.hear(), Run):  # of stages, each is begun like this
+            _help(told, processes)
+        return told
 
 
 def _help(start: Start, processes: Processes) -> None:

@@ -28,7 +28,7 @@ WHOLE = ("base.", "data.")
 
 def refuse_another(run: RunFolder, recipe: Recipe, allow: Sequence[str] = ()) -> None:
     """Stop if the folder holds a run of another recipe; reads nothing else, so it comes first."""
-    changes = _recipe_changes(run, recipe)
+    changes = recipe_changes(run, recipe)
     _refuse(f"`{run.path}` holds a run of another recipe", changes, allow)
 
 
@@ -69,7 +69,7 @@ def find_changes(
     known = [_parts(identity)]
     lock = run.read("lock.json")
     if lock is not None:
-        changes = [*_recipe_changes(run, recipe), *_digest_changes(lock, identity)]
+        changes = [*recipe_changes(run, recipe), *_digest_changes(lock, identity)]
         _refuse(f"`{run.path}` cannot go on: what it began with has changed", changes, allow)
         found += [{"changes": changes, "from": _parts(lock)}] if changes else []
         known += [_parts(lock), *(change["from"] for change in lock.get("changes", ()))]
@@ -84,7 +84,8 @@ def find_changes(
     return found
 
 
-def _recipe_changes(run: RunFolder, recipe: Recipe) -> list[str]:
+def recipe_changes(run: RunFolder, recipe: Recipe) -> list[str]:
+    """What differs from the recipe that the folder holds a run of, as lines."""
     held = run.read("recipe.resolved.json")
     if held is None or run.read("lock.json") is None:
         return []  # nothing was trained as that recipe says; a plan alone binds nobody

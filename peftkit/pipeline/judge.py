@@ -34,6 +34,8 @@ class Judged:
     """Loss per token on each source that must not be forgotten."""
     continuations: Sequence[Answer]
     """What it writes after the opening of held-out passages, where rows are plain text."""
+    elsewhere: dict[str, float]
+    """Loss per token on the validation rows of other stages, by their names."""
 
     @property
     def shown(self) -> Evaluation:
@@ -63,7 +65,7 @@ def evaluate_all(model: Any, setup: Setup, recipe: Recipe, paths: Paths, watch: 
     shown = judged.get("test", judged["validation"])
     writes = setup.task.packs and not shown.answers
     continuations = _continue(model, setup, recipe, shown.examples) if writes else []
-    return Judged(judged, remember, continuations)
+    return Judged(judged, remember, continuations, _elsewhere(model, setup, paths))
 
 
 def opening(example: Example) -> list[int]:
@@ -86,6 +88,21 @@ def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[st
         )
         losses[chosen[0].source] = rows.per_token
     return losses
+
+
+def _elsewhere(model: Any, setup: Setup, paths: Paths) -> dict[str, float]:
+    measured = {
+        name: measure_rows(
+            model,
+            rows,
+            setup.tokenizer,
+            setup.pad_id,
+            losses_of=paths.each,
+            task=setup.task,
+        )
+        for name, rows in setup.elsewhere.items()
+    }
+    return {name: rows.per_token for name, rows in measured.items()}
 
 
 def _continue(

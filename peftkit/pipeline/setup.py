@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,9 @@ from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 from peftkit.recipe.sections.base import LABELLED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from peftkit.data.example import Example
     from peftkit.recipe.schema import Recipe
     from peftkit.recipe.sections.base import BaseSection
     from peftkit.recipe.sections.data import DataSection
@@ -52,11 +53,14 @@ class Setup:
     below: tuple[Below, ...] = ()
     """Frozen adapters that the new one stands on, the lowest first."""
     reading: Reading = AS_IT_IS
+    elsewhere: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """Validation rows of other stages that this one can be asked about, by their names."""
 
     @property
     def standing_on(self) -> str:
         """Key of all that is frozen: the base, and what stands under the new adapter."""
-        return "+".join([self.weights_key, *(each.digest for each in self.below)])
+        below = (each.digest + " folded" * each.folded for each in self.below)
+        return "+".join([self.weights_key, *below])
 
     @property
     def dtype(self) -> str:

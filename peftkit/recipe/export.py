@@ -24,6 +24,7 @@ def json_schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema(mode="validation", schema_generator=_WithoutFieldTitles)
     needed = [key for key in schema.pop("required") if key != "name"]
     inner = {key: schema["$defs"][_definition(schema, key)].pop("required") for key in needed}
+    schema["$defs"]["StageSection"]["required"] = ["name"]  # what it leaves out is said above
     alone = {
         "required": needed,
         "properties": {key: {"required": keys} for key, keys in inner.items()},
@@ -33,7 +34,7 @@ def json_schema() -> dict[str, Any]:
         "title": "peftkit recipe",
         **{key: value for key, value in schema.items() if key not in ("$defs", "title")},
         "properties": {"extends": _EXTENDS, **schema["properties"]},
-        "if": {"required": ["extends"]},
+        "if": {"anyOf": [{"required": ["extends"]}, {"required": ["stages"]}]},
         "else": alone,
         "$defs": schema["$defs"],
     }

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peftkit.recipe.strict_yaml import Document, Location
 
 _IMPLIED_METHOD = "lora"
-KEPT = ("under",)
+KEPT = ("under", "under_as")
 """Keys of `adapter` that mean the same to every method."""
 _SAME_METHOD = {"qlora": "lora"}
 """Shorthands whose section has the keys of another method."""
@@ -49,6 +49,10 @@ class Layer:
         while location and location not in self.origins:
             location = location[:-1]
         return self.origins.get(location, Origin())
+
+    def home(self, location: Location) -> Location:
+        """Where an author would look for what is at `location`."""
+        return location
 
     def over(self, below: Layer) -> Layer:
         """This layer on top of another: mappings merge, anything else replaces."""

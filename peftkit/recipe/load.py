@@ -16,6 +16,7 @@ from peftkit.recipe.overrides import override
 from peftkit.recipe.quantized import spell_out
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.spelling import nearest
+from peftkit.recipe.stages import spell_out_stages, spread
 from peftkit.recipe.suggest import explain
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         raise RecipeError(f"no recipe at {path}", hint=_instead_of(path))
     chain = read_chain(path)
     written = override(stack(chain), overrides)
-    named = Layer({"name": _name(path), **written.values}, written.origins)
+    named = spread(Layer({"name": _name(path), **written.values}, written.origins))
     try:
-        recipe = Recipe.model_validate(spell_out(named.values))
+        recipe = Recipe.model_validate(spell_out_stages(spell_out(named.values)))
     except ValidationError as error:
         problems, hint = explain(error, named)
         raise RecipeError(f"{path} is not a valid recipe", problems=problems, hint=hint) from None

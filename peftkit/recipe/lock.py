@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit.recipe.paths import map_paths
+from peftkit.recipe.sections.stages import SECTIONS
 from peftkit.recipe.spelling import flow
 
 if TYPE_CHECKING:
@@ -59,7 +60,16 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _settings(resolved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every value that counts, by its dotted key; empty sections and lists are values too."""
-    return _flat(map_paths(resolved, Path(), _portable), "")
+    portable = map_paths(resolved, Path(), _portable)
+    stages = portable.pop("stages", ())
+    if not stages:
+        yield from _flat(portable, "")
+        return
+    yield from _flat({key: portable[key] for key in portable if key not in SECTIONS}, "")
+    yield "stages", [stage["name"] for stage in stages]
+    for stage in stages:
+        start = f"stages.{stage['name']}."
+        yield from ((f"{start}{key}", value) for key, value in _flat(stage, ""))
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -44,6 +44,7 @@ def _laid_over(recipe: Layer, option: str, number: int) -> Layer:
     except InvalidYaml as error:
         problems = [f"{label}: {problem.partition(': ')[2]}" for problem in error.problems]
         raise RecipeError(f"cannot read {shown(f'--set {option}')}", problems=problems) from None
+    parts = _numbered(recipe.values, parts)
     value = anchor(document.value, Path(), tuple(part for part in parts if not part.isdigit()))
     values, keys = _placed(recipe.values, tuple(parts), value, label)
     origins = {
@@ -51,6 +52,15 @@ def _laid_over(recipe: Layer, option: str, number: int) -> Layer:
         for inner in document.lines or [()]
     }
     return Layer(values, {**recipe.origins, **origins})
+
+
+def _numbered(values: Any, parts: list[str]) -> list[str]:
+    """The same place, with a stage that is named in it by its number."""
+    stages = values.get("stages") if parts[0] == "stages" else None
+    named = [each.get("name") for each in stages or () if isinstance(each, dict)]
+    if len(parts) < 2 or parts[1] not in named:
+        return parts
+    return ["stages", str(named.index(parts[1])), *parts[2:]]
 
 
 def _placed(

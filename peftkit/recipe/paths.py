@@ -13,6 +13,8 @@ Names = tuple[str, ...]
 
 _MODEL: Names = ("base", "model")
 _UNDER: Names = ("adapter", "under")
+_STAGES: Names = ("stages",)
+"""Keys of a stage mean what they mean at the top."""
 _SOURCES: frozenset[Names] = frozenset(
     {
         ("data", "train"),
@@ -58,6 +60,7 @@ def map_paths(value: Any, folder: Path, move: Callable[[str], str], at: Names = 
 def _is_path(text: str, folder: Path, at: Names) -> bool:
     if not text or text.startswith(("hub:", "builtin:")) or "://" in text:
         return False
+    at = at[1:] if at[:1] == _STAGES else at
     if at == _MODEL:
         return names_a_folder(text, folder)
     if at == _UNDER:

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from peftkit.recipe.sections.base import FOUR_BITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from peftkit.recipe.schema import Recipe
+    from peftkit.recipe.sections.stages import StageSection
 
 SHORTHAND, METHOD, QUANTIZED = "qlora", "lora", "nf4"
 WHOLE = ("top", "full")
@@ -24,11 +25,13 @@ a quantized base, whose norms and biases stay as they are."""
 EXACT = ("pissa", "olora")
 """Variants of LoRA that start from the base's weights as they were published."""
 
-Place = tuple[str, str]
+Place = tuple[str | int, ...]
 
 
-def spell_out(values: dict[str, Any]) -> dict[str, Any]:
+def spell_out(values: dict[str, Any], at: Place = ()) -> dict[str, Any]:
     """What a recipe says, with `adapter.method: qlora` said as what it is short for.
+
+    `at` is where in a recipe these values stand.
 
     Raises:
         ValidationError: the base is said to be something else.
@@ -40,22 +43,22 @@ def spell_out(values: dict[str, Any]) -> dict[str, Any]:
     if said != QUANTIZED:
         why = f"`adapter.method: qlora` is short for `lora` on `{QUANTIZED}`, and this says"
         instead = f"; `adapter.method: lora` goes with `{said}`"
-        raise _refused({("base", "quantize"): f"{why} `{said}`{instead}"})
+        raise refused({(*at, "base", "quantize"): f"{why} `{said}`{instead}"})
     whole = {**base, "quantize": QUANTIZED}
     return {**values, "base": whole, "adapter": {**adapter, "method": METHOD}}
 
 
-def refuse_what_cannot_work(recipe: Recipe) -> None:
+def refuse_what_cannot_work(recipe: Recipe | StageSection) -> None:
     """Say everything that the base's quantization rules out.
 
     Raises:
         ValidationError: a key of `base` or `adapter` cannot go with another.
     """
     if problems := dict(_problems(recipe)):
-        raise _refused(problems)
+        raise refused(problems)
 
 
-def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
+def _problems(recipe: Recipe | StageSection) -> Iterator[tuple[Place, str]]:
     base, adapter = recipe.base, recipe.adapter
     how = f"`base.quantize: {base.quantize}`"
     if not base.double_quant and base.quantize not in FOUR_BITS:
@@ -84,7 +87,7 @@ def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refused(problems: dict[Place, str]) -> ValidationError:
+def refused(problems: Mapping[Place, str]) -> ValidationError:
     """What pydantic raises for keys at these places, so that messages find their lines."""
     return ValidationError.from_exception_data(
         "Recipe",

@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from peftkit.recipe.following import refuse_what_cannot_follow
 from peftkit.recipe.quantized import refuse_what_cannot_work
 from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
 from peftkit.recipe.sections.base import BaseSection
@@ -11,7 +12,11 @@ from peftkit.recipe.sections.data import DataSection
 from peftkit.recipe.sections.evaluate import EvaluateSection
 from peftkit.recipe.sections.publish import PublishSection
 from peftkit.recipe.sections.section import Expected, Section
+from peftkit.recipe.sections.stages import SECTIONS, StageSection
 from peftkit.recipe.sections.train import TrainSection
+
+LONGEST_NAME = 47
+"""Characters of a recipe's name in that of a stage."""
 
 
 class Recipe(Section):
@@ -37,8 +42,20 @@ class Recipe(Section):
     """What is measured, against what."""
     publish: PublishSection = PublishSection()
     """What the model card adds."""
+    stages: Annotated[
+        tuple[StageSection, ...], Expected("a list of stages such as `[{name: domain}]`")
+    ] = ()
+    """Trainings one after the other, each with what it changes of the sections above."""
 
     @model_validator(mode="after")
     def _that_can_work(self) -> Self:
         refuse_what_cannot_work(self)
+        refuse_what_cannot_follow(self.stages)
         return self
+
+    def stage(self, number: int) -> "Recipe":
+        """One stage as a recipe of its own, which as yet starts from the base."""
+        stage = self.stages[number]
+        sections = {name: getattr(stage, name) for name in SECTIONS}
+        name = f"{self.name[:LONGEST_NAME]}-{stage.name}"
+        return self.model_copy(update={**sections, "name": name, "stages": ()})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.recipe import other_tools, shape
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.spelling import dotted, nearest, shown
+from peftkit.recipe.stages import in_a_run
 from peftkit.recipe.strict_yaml import Location, scalar
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def explain(error: ValidationError, layer: Layer) -> tuple[list[str], str]:
 
 
 def _where_to_read(paths: Sequence[Location]) -> str:
-    sections = {path[0] for path in paths if path and path[0] in Recipe.model_fields}
+    sections = {path[0] for path in map(in_a_run, paths) if path and path[0] in Recipe.model_fields}
     if len(sections) == 1:
         return f"`peftkit schema {sections.pop()}` explains what may stand there"
     return "`peftkit schema --keys` explains every key"
@@ -83,7 +84,7 @@ def _begins(keys: Sequence[str], start: str) -> bool:
 
 
 def _key_at(path: Location) -> str:
-    return ".".join(part for part in path if isinstance(part, str))
+    return ".".join(part for part in in_a_run(path) if isinstance(part, str))
 
 
 def _problem(detail: ErrorDetails, layer: Layer) -> _Problem:
@@ -129,6 +130,7 @@ def _has(values: Any, part: int | str) -> bool:
 def _at(layer: Layer, spot: _Spot, sentence: str, key: str | None = None) -> _Problem:
     written = spot.written if key is None else (*spot.written, key)
     path = spot.path if key is None else (*spot.path, key)
+    written, path = layer.home(written), layer.home(path)
     where = dotted(written) or "recipe"
     return _Problem(layer.origin(written), where, sentence, path)
 
@@ -192,7 +194,7 @@ def _unexpected(spot: _Spot, layer: Layer) -> str:
     if isinstance(value, str) and (close := nearest(value, words)):
         return f"{shown(value)} is not known; did you mean `{close}`?"
     expected = shape.describe(spot.expected)
-    spelled = layer.origin(spot.written).spelled
+    spelled = layer.origin(layer.home(spot.written)).spelled
     return f"expected {expected}, got {shown(value, spelled)}{_quoting(value, expected)}"
 
 

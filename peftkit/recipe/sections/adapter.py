@@ -71,7 +71,10 @@ class MethodSection(Section):
     under: Annotated[
         str, Field(min_length=1), Expected("`none`, or an adapter folder or a run folder")
     ] = NOTHING
-    """An earlier adapter that stays frozen under the new one and is part of the comparison."""
+    """An earlier adapter that the new one starts from and is compared with, as `under_as` says."""
+    under_as: Literal["stacked", "folded", "continued"] = "stacked"
+    """`stacked`: it stays, frozen, under the new one; `folded`: the base gets it into its weights;
+    `continued`: it is that adapter itself which trains on."""
 
 
 class LoraSection(MethodSection):

@@ -142,7 +142,7 @@ def test_what_is_saved_is_the_new_one_and_a_run_loads_both(
     folder = keep_run(tmp_path / "run", model, upper, below)
     alone = verify_adapter(folder, module_shapes(build(tiny_llama)), base=BASE)
     assert alone.tensors == len(trainable(model)) + (2 if upper == "vera" else 0)
-    assert read_note(folder) == {"name": "under", "sha256": digest_of(under)}
+    assert read_note(folder) == {"name": "under", "sha256": digest_of(under), "folded": False}
     placed = line_up([("default", folder)])
     assert [each.folder for each in placed] == [under, folder]
     assert placed[1].below == (placed[0].name,)
