@@ -72,7 +72,7 @@ def train_stages(
     """Train every stage that is not finished, and tell what all of them came to."""
     recipe = loaded.recipe
     allow = spread_allowed(asked.allow, [stage.name for stage in recipe.stages])
-    looks, changes = prepare_stages(loaded, run, replace(asked, allow=tuple(allow)))
+    looks, changes = prepare_stages(loaded, run, asked)
     _begin(loaded, run, changes)
     for number, stage in enumerate(recipe.stages):
         watch.say(f"stage {number + 1} of {len(recipe.stages)}: `{stage.name}`")
