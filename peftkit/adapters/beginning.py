@@ -84,7 +84,8 @@ def go_on_as(adapted: Any, folder: Path) -> None:
             own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         _refuse_another_shape(own, weights, adapted.get_base_model(), folder)
         with quiet():
-            set_peft_model_state_dict(adapted, {n: t for n, t in weights.items() if n in own})
+            known = {name: weights.get(name, tensor) for name, tensor in own.items()}
+            set_peft_model_state_dict(adapted, known)
     else:
         weights, own = load_file(folder / DELTA_FILE), trainable(adapted)
         _refuse_another_shape(own, weights, adapted, folder)

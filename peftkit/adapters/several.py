@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import putting_back
+from peftkit.adapters.task_file import heads_to_pass, left_behind, shared_shapes
 from peftkit.adapters.tokens import token_rows
-from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, module_shapes, verify_adapter
+from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.upstream import quiet
 from peftkit.errors import InputError
 
@@ -57,7 +58,9 @@ def load_beside(model: Any, folder: Path, name: str, *, base: str | None = None)
     """
     if not isinstance(model, PeftModel):
         raise InputError(f"`{folder}` cannot be added: the first adapter changes the base itself")
-    facts, kind = verify_adapter(folder, module_shapes(model), base=base), kind_of(model)
+    unused = left_behind(model, folder)
+    facts = verify_adapter(folder, shared_shapes(model, folder), base=base, unused=unused)
+    kind = kind_of(model)
     if facts.peft_type != kind:
         raise InputError(
             f"`{folder}` cannot be added: it is of kind {facts.peft_type}, the first of {kind}"
@@ -97,6 +100,8 @@ def _put_beside(model: Any, folder: Path, name: str) -> None:
         model.load_adapter(str(folder), adapter_name=name)
         return
     config.inference_mode = True
+    if heads := heads_to_pass(model, folder):
+        config.exclude_modules = heads
     PeftModel.add_adapter(model, name, config)
     weights = load_file(folder / WEIGHTS_FILE)
     set_peft_model_state_dict(model, weights, adapter_name=name)

@@ -22,14 +22,13 @@ from peftkit.adapters.fold import fold
 from peftkit.adapters.in_place import forget_before
 from peftkit.adapters.several import TOGETHER, load_beside, use
 from peftkit.adapters.store import NOTE, load_adapter
-from peftkit.adapters.task_file import TASK_FILE, left_behind, restore_head
+from peftkit.adapters.task_file import TASK_FILE, left_behind, restore_head, shared_shapes
 from peftkit.adapters.verify import (
     ADAPTER_NAME,
     CONFIG_FILE,
     DELTA_FILE,
     WEIGHTS_FILE,
     AdapterFacts,
-    module_shapes,
     verify_adapter,
 )
 from peftkit.base.tasks import new_parts
@@ -142,7 +141,7 @@ def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below
     for each, in_base in zip(chain, [*folded, section.under_as == "folded"], strict=True):
         restore_head(model, each)
         unused = left_behind(model, each)
-        facts = verify_adapter(each, module_shapes(model), base=base, unused=unused)
+        facts = verify_adapter(each, shared_shapes(model, each), base=base, unused=unused)
         found = Below(each, facts, in_base)
         below.append(found)
         if section.under_as == "folded":

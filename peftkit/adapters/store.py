@@ -15,13 +15,18 @@ from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.starts import as_plain
-from peftkit.adapters.task_file import left_behind, restore_head, write_task
+from peftkit.adapters.task_file import (
+    heads_to_pass,
+    left_behind,
+    restore_head,
+    shared_shapes,
+    write_task,
+)
 from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import (
     CONFIG_FILE,
     DELTA_FILE,
     WEIGHTS_FILE,
-    module_shapes,
     verify_adapter,
 )
 from peftkit.adapters.weights_file import write_weights
@@ -98,7 +103,7 @@ def load_adapter(
     """
     restore_head(model, folder)
     unused = left_behind(model, folder)
-    facts = verify_adapter(folder, module_shapes(model), base=base, unused=unused)
+    facts = verify_adapter(folder, shared_shapes(model, folder), base=base, unused=unused)
     if not set(added_rows(model)) <= set(token_rows(folder)):
         raise InputError(f"`{folder}` has no rows for the tokens that were added to the base")
     if facts.peft_type in OWN_TYPES:
@@ -106,6 +111,8 @@ def load_adapter(
     config: Any = PeftConfig.from_pretrained(str(folder))
     if config.task_type != peft_task_of(model):
         config.task_type = None  # else peft looks for what the model of that task has
+    if heads := heads_to_pass(model, folder):
+        config.exclude_modules = heads
     with quiet():
         found = PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
     read_heads(found, folder / WEIGHTS_FILE, name)

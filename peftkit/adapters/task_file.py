@@ -11,9 +11,15 @@ from peft import PeftModel
 
 from peftkit.adapters.head import head_of, put_on_head
 from peftkit.adapters.module_tensors import PREFIX
-from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, links_out
+from peftkit.adapters.verify import (
+    CONFIG_FILE,
+    DELTA_FILE,
+    WEIGHTS_FILE,
+    links_out,
+    module_shapes,
+)
 from peftkit.adapters.weights_header import DamagedFileError, read_header
-from peftkit.base.tasks import AUTO, NEW_HEAD, task_of
+from peftkit.base.tasks import AUTO, NEW_HEAD, new_parts, task_of
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import LABELLED
 
@@ -96,6 +102,24 @@ def restore_head(model: Any, folder: Path) -> None:
     head, kind = read_task(folder)["head"], _config_of(folder).get("peft_type")
     if head is not None and kind == "HEAD":
         put_on_head(model, head["hidden"], head["dropout"])
+
+
+def shared_shapes(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes of the modules that an adapter may be about: of one for another task, not its head."""
+    shapes = module_shapes(model)
+    if not (heads := heads_to_pass(model, folder)):
+        return shapes
+    return {name: size for name, size in shapes.items() if not re.fullmatch(heads, name)}
+
+
+def heads_to_pass(model: Any, folder: Path) -> str | None:
+    """A pattern of the modules that an adapter for another task never knew; None where it did."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    knew = read_task(folder)["task"] == task_of(plain)["task"]
+    heads = [re.escape(name) for name in new_parts(plain)]
+    if knew or not heads or _config_of(folder).get("modules_to_save"):
+        return None
+    return rf"(?:.*\.)?(?:{'|'.join(heads)})(?:\..*)?"
 
 
 def left_behind(model: Any, folder: Path) -> frozenset[str]:

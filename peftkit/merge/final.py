@@ -81,11 +81,19 @@ def _are_sums(chain: Sequence[Path]) -> bool:
 def _add_up(chain: Sequence[Path]) -> Delta:
     """The sum of all, for the task of the last and with its head."""
     *below, last = (Delta.load(folder) for folder in chain)
-    nothing: dict[str, Any] = {
-        "task_type": None,
-        "task": PLAIN,
-        "modules_to_save": None,
-        "under": [],
-    }
-    parts = [replace(each, kept={}, facts={**each.facts, **nothing}) for each in below]
-    return reduce(Delta.__add__, [replace(last, facts={**last.facts, "under": []}), *parts])
+    alone: dict[str, Any] = {"under": []}
+    parts = [_of_shared(each, last) for each in below]
+    return reduce(Delta.__add__, [replace(last, facts={**last.facts, **alone}), *parts])
+
+
+def _of_shared(delta: Delta, last: Delta) -> Delta:
+    """What a change is to a model of the last one's task, which may have another head."""
+    facts: dict[str, Any] = {"task_type": None, "task": PLAIN, "modules_to_save": None, "under": []}
+    there = {name.partition(".")[0] for name in last.low}
+    return replace(
+        delta,
+        low={n: each for n, each in delta.low.items() if n.partition(".")[0] in there},
+        dense={n: each for n, each in delta.dense.items() if n.partition(".")[0] in there},
+        kept={},
+        facts={**delta.facts, **facts},
+    )

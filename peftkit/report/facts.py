@@ -189,6 +189,24 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One of several trainings of a run."""
+
+    name: str
+    start: str
+    how: str
+    task: str
+    method: str
+    learning_rate: float | None
+    tokens: float | None
+    seconds: float | None
+    before: float | None
+    """Loss on its own validation rows, of what it started from."""
+    after: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Everything a report says about one run."""
 
@@ -219,6 +237,11 @@ class Run:
     samples: tuple[Sample, ...]
     adapter_bytes: int | None
     missing: tuple[Missing, ...]
+    stages: tuple[Stage, ...] = ()
+    stage_losses: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """By stage whose validation rows these are, and then of the base and of each stage."""
+    final_needs: tuple[str, ...] = ()
+    """Stages without whose adapters the final one means little."""
 
     @property
     def split(self) -> str:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from peftkit.errors import WriteError
-from peftkit.report import charts, comparison, data_section, story, tables, wording
+from peftkit.report import (
+    charts,
+    comparison,
+    data_section,
+    stage_tables,
+    story,
+    tables,
+    wording,
+)
 from peftkit.report.reading import read_run
 from peftkit.report.record import RunFolder
 from peftkit.report.text import build_text
@@ -132,7 +140,8 @@ def _environment() -> Environment:
         "swatch": charts.swatch,
     }
     environment.filters |= filters
-    environment.globals |= {"story": story, "tables": tables, "data_section": data_section}
+    pieces = {"story": story, "tables": tables, "data_section": data_section}
+    environment.globals |= {**pieces, "stage_tables": stage_tables}
     return environment
 
 

@@ -23,6 +23,7 @@ from peftkit.report.facts import (
     Seen,
     Speed,
     Split,
+    Stage,
     Step,
 )
 from peftkit.report.tolerant import Found, Loose, interval, label, number, rows, table, text, whole
@@ -95,6 +96,33 @@ def read_run(run: Path) -> Run:
             for name, item in found.items()
             if item.problem is not None
         ),
+        stages=tuple(map(_stage, rows(metrics.get("stages")))),
+        stage_losses={
+            label(name): {label(each): number(loss) for each, loss in table(found).items()}
+            for name, found in table(metrics.get("losses")).items()
+        },
+        final_needs=_names(table(metrics.get("final")).get("needs")),
+    )
+
+
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(map(label, value)) if isinstance(value, list) else ()
+
+
+def _stage(raw: Loose) -> Stage:
+    speed = table(raw.get("speed"))
+    return Stage(
+        name=label(raw.get("name")),
+        start=label(raw.get("start_from")),
+        how=label(raw.get("as")),
+        task=label(raw.get("task")),
+        method=label(raw.get("method")),
+        learning_rate=number(raw.get("learning_rate")),
+        tokens=number(speed.get("tokens")),
+        seconds=number(speed.get("seconds")),
+        before=number(table(raw.get("before")).get("loss")),
+        after=number(table(raw.get("after")).get("loss")),
+        verdict=text(table(raw.get("verdict")).get("sentence")) or "",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from peftkit.report import data_section, story, tables, wording
+from peftkit.report import data_section, stage_tables, story, tables, wording
 from peftkit.report.reading import read_run
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def build_text(run: Path) -> str:
     facts = read_run(run)
     sections = [
         _opening(facts),
+        _section("Stages", _stages(facts)),
         _section("Figures", _figures(facts)),
         _section("How training went", _training(facts)),
         _section("Compared with", _comparisons(facts)),
@@ -58,6 +59,12 @@ def _opening(run: Run) -> str:
         ]
         lines.append("\n".join(["What is missing:", "", *absent]))
     return "\n\n".join(lines)
+
+
+def _stages(run: Run) -> Iterator[str]:
+    yield from map(_table, stage_tables.stages(run))
+    if needed := stage_tables.stands_on(run):
+        yield prose(needed)
 
 
 def _figures(run: Run) -> Iterator[str]:

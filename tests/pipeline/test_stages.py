@@ -97,7 +97,7 @@ def loss_of(folder: Path, rows: Path) -> float:
         ("continued", "full", "full", "copy"),
         ("continued", "top", "top", "copy"),
         ("continued", "layernorm", "layernorm", "copy"),
-        ("continued", "vera", "vera", "copy"),
+        ("continued", "vera, rank: 8", "vera, rank: 8", "copy"),
         ("continued", "bottleneck", "bottleneck", "copy"),
         ("continued", "prompt", "prompt", "copy"),
         ("continued", "lora, variant: dora, dropout: 0.1", "lora, variant: dora", "copy"),
@@ -138,7 +138,7 @@ def test_vanilla_peft_loads_what_stages_of_lora_end_in(
     ids = torch.arange(6, 60)[None]
     with torch.inference_mode():
         torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-4, atol=1e-4)
-    assert lay_out(run.path, tmp_path / "tree", "me/staged")
+    assert lay_out(run.path, tmp_path / "tree", repo="me/staged")
 
 
 def test_what_goes_on_is_compared_with_what_it_was(tmp_path: Path, tiny_llama: Path) -> None:
@@ -206,7 +206,8 @@ def test_a_head_that_was_trained_first_goes_on_in_the_adapter(
         task="classification",
         rows="labels.jsonl",
     )
-    over = {"stages.0.data.train": {"source": str(tmp_path / "labels.jsonl")}}
+    labels = {"source": str(tmp_path / "labels.jsonl"), "format": "classification"}
+    over = {"stages.0.data.train": labels}
     run = peftkit.finetune(recipe, out=tmp_path / "run", set=over)
     head, rest = run.metrics["stages"]
     assert rest["before"] == head["after"]
@@ -279,7 +280,7 @@ def test_a_change_touches_its_stage_and_those_that_follow(tmp_path: Path, tiny_l
     longer = {"stages.domain.train.steps": 8}
     with pytest.raises(RecipeError, match="holds a run of another recipe") as refusal:
         peftkit.finetune(recipe, out=out, set=longer)
-    assert refusal.value.problems == ["stages.domain.train.steps: 6 -> 8"]
+    assert refusal.value.problems == ("stages.domain.train.steps: 6 -> 8",)
     assert "--allow-change stages.domain.train.steps" in str(refusal.value.hint)
     run = peftkit.finetune(recipe, out=out, set=longer, allow_change=["stages.0.train.steps"])
     now = {name: path.read_text() for name, path in logs.items()}
