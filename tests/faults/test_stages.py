@@ -11,18 +11,21 @@ from fault_runs import STEP, Forks, at, leftovers
 
 STAGES = ("domain", "task", "last")
 BETWEEN = [
-    ("peftkit.pipeline.stages:stage_of", 1),
     ("peftkit.pipeline.stages:stage_of", 2),
+    ("peftkit.pipeline.whole_story:gather_losses", 1),
+]
+"""Calls at which a run of three stages is killed, and which of them."""
+MORE = [
+    ("peftkit.pipeline.stages:stage_of", 1),
     ("peftkit.pipeline.stages:stage_of", 3),
     ("peftkit.adapters.beginning:fold_in", 1),
     ("peftkit.adapters.beginning:go_on_as", 1),
     ("peftkit.adapters.store:save_adapter", 2),
     ("peftkit.pipeline.conclude:conclude", 2),
     ("peftkit.merge.final:save_final", 1),
-    ("peftkit.pipeline.whole_story:gather_losses", 1),
     ("peftkit.report.page:write_report", 4),
 ]
-"""Calls at which a run of three stages is killed, and which of them."""
+"""Others, for `make faults`."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ seed: 3
 base: {{model: {tiny_llama}}}
 adapter: {{rank: 4, dropout: 0.1}}
 data: {{leakage: off, duplicates: off, validation: {{fraction: 0.1}}, max_length: 64}}
-train: {{steps: 5, batch: {{rows: 8, micro_rows: 2}}, save_every: 2, threads: 1, learning_rate: 1e-2}}
+train: {{steps: 5, batch: {{rows: 8, micro_rows: 2}}, learning_rate: 1e-2, save_every: 2, threads: 1}}
 evaluate: {{every: 2, samples: 1, rows: 4}}
 stages:
   - {{name: domain, data: {{train: {{source: text.txt, format: text}}}}}}
@@ -84,7 +87,7 @@ def kill_and_go_on(forks: Forks, recipe: Path, run: Path, point: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, 7, 13])
+@pytest.mark.parametrize("step", [3, 8, pytest.param(13, marks=pytest.mark.faults)])
 def test_killed_in_a_step_of_any_stage(
     forks: Forks, staged: Path, whole: Path, tmp_path: Path, step: int
 ) -> None:
@@ -95,7 +98,9 @@ def test_killed_in_a_step_of_any_stage(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "nth"), BETWEEN)
+@pytest.mark.parametrize(
+    ("place", "nth"), [*BETWEEN, *(pytest.param(*each, marks=pytest.mark.faults) for each in MORE)]
+)
 def test_killed_between_stages(
     forks: Forks, staged: Path, whole: Path, tmp_path: Path, place: str, nth: int
 ) -> None:
