@@ -4,6 +4,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from peftkit.recipe.sections.pace import (
+    Groups,
+    LearningRate,
+    Ratio,
+    Unfreeze,
+)
 from peftkit.recipe.sections.section import (
     Auto,
     Count,
@@ -74,12 +80,20 @@ class TrainSection(Section):
     """Passes over the training rows; 3 when `steps` is not given either."""
     batch: BatchSection = BatchSection()
     """How much one update sees."""
-    learning_rate: PositiveNumber = 2e-4
-    """Peak learning rate."""
+    learning_rate: LearningRate = 2e-4
+    """Peak learning rate; `find` takes it from a range test before the first step."""
     schedule: SCHEDULES = "cosine"
     """How the learning rate moves after warm-up."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises."""
+    layer_decay: Ratio = 1.0
+    """Learning rate of a block as a share of that of the block above; the head's is whole."""
+    head_rate: PositiveNumber = 1.0
+    """How many times faster heads learn than the highest block."""
+    groups: Groups = ()
+    """Parameters that learn faster or slower, on top of that; the first that fits counts."""
+    unfreeze: Unfreeze = "none"
+    """When each block begins to learn, from the top; `none` trains all from the first step."""
     optimizer: Literal["auto", "adamw", "paged-adamw"] = "auto"
     """Paged, a GPU short of memory moves AdamW's moments to the host; `auto` does so over a
     quantized base."""
