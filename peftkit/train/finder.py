@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 LOWEST, HIGHEST = 1e-7, 10.0
 """Between which learning rates the test goes, each a constant times the one before."""
 TRIALS = 100
-SMOOTHING = 0.98
+FIRST = 10
+"""Trials whose learning rates move nothing yet."""
+SMOOTHING = 0.9
 """Share of the smoothed loss that comes from before; what it starts from is divided out."""
+MOST = 0.8
+"""Share of its fall that the loss has made where a rate is suggested; see benchmarks/finder."""
 WORSE = 4.0
 """How many times its best the smoothed loss may be before the test ends."""
 FEWEST_STEPS = 20
@@ -126,5 +131,29 @@ def untouched(model: Any, parameters: Mapping[str, Parameter]) -> Iterator[None]
 
 
 def suggest(trials: Sequence[Trial]) -> float:
-    """The learning rate in the middle of the longest way down."""
-    raise NotImplementedError
+    """The learning rate at which the loss has made most of its way down.
+
+    Raises:
+        RecipeError: it made none that stands out from how much updates differ anyway.
+    """
+    start, lowest = _start_of(trials), min(trial.smoothed for trial in trials)
+    fall = start - lowest
+    if len(trials) < FIRST or fall <= _spread(trials[:FIRST]):
+        raise RecipeError(
+            f"train.learning_rate: find saw no learning rate at which the loss falls: from "
+            f"{start:.3f} to {lowest:.3f} at best",
+            hint="`peftkit preview` shows what carries loss; more `train.batch.rows` make less "
+            "noise, and `--set train.learning_rate=2e-4` goes without a test",
+        )
+    wanted = start - MOST * fall
+    return next(trial.learning_rate for trial in trials if trial.smoothed <= wanted)
+
+
+def _start_of(trials: Sequence[Trial]) -> float:
+    """The loss while learning rates are too low to move anything."""
+    return fmean(trial.loss for trial in trials[:FIRST])
+
+
+def _spread(trials: Sequence[Trial]) -> float:
+    """How much updates differ by the rows that they see, once smoothed."""
+    return pstdev(trial.loss for trial in trials) * ((1 - SMOOTHING) / (1 + SMOOTHING)) ** 0.5
