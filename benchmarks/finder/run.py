@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ def write_recipe(arm: str, rate: float | str, seed: int, folder: Path) -> Path:
         "adapter": METHODS[method],
         "data": data,
         "train": train,
-        "evaluate": {"every": 10_000, "rows": 64, "samples": 0},
+        "evaluate": {"every": 10_000, "rows": 64, "samples": 1},
     }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
@@ -113,6 +114,11 @@ def valley(trials: list[dict[str, float]]) -> float:
     return rates[max(start, 0) + int(third) + int(third / 2)]
 
 
+def shown(loss: float) -> float | str:
+    """A loss, or that the run went astray."""
+    return loss if math.isfinite(loss) else "diverged"
+
+
 def compare(arm: str, seed: int) -> dict[str, Any]:
     """The grid, the suggestion, and how far apart they are."""
     grid = {rate: measure(arm, rate, seed)["loss"] for rate in GRID}
@@ -121,7 +127,7 @@ def compare(arm: str, seed: int) -> dict[str, Any]:
     result = {
         "arm": arm,
         "seed": seed,
-        "grid": [{"learning_rate": rate, "loss": loss} for rate, loss in grid.items()],
+        "grid": [{"learning_rate": rate, "loss": shown(loss)} for rate, loss in grid.items()],
         "best": best,
         "suggestion": found["suggestion"],
         "ratio": found["suggestion"] / best,

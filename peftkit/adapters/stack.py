@@ -28,6 +28,7 @@ from peftkit.adapters.verify import (
     module_shapes,
     verify_adapter,
 )
+from peftkit.adapters.whole import whole_parts
 from peftkit.base.tasks import new_parts
 from peftkit.base.tokens import added_rows
 from peftkit.disk.digest import sha256_of
@@ -128,7 +129,7 @@ def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below
         restore_head(model, each)
         below.append(Below(each, verify_adapter(each, module_shapes(model), base=base)))
         _refuse_other_kinds(section, below[-1])
-        _refuse_two_heads(model, below[-1])
+        _refuse_two_heads(model, section, below[-1])
     return tuple(below)
 
 
@@ -264,11 +265,12 @@ def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
         )
 
 
-def _refuse_two_heads(model: Any, below: Below) -> None:
+def _refuse_two_heads(model: Any, section: AdapterSection, below: Below) -> None:
     """Say where both would bring a module along whole: of such only one can act."""
     config = json.loads((below.folder / CONFIG_FILE).read_text(encoding="utf-8"))
     saved = config.get("modules_to_save") or ()
-    twice = [] if below.own else sorted(set(new_parts(model)) & set(saved))
+    own = {*new_parts(model), *whole_parts(model, getattr(section, "also", ()))}
+    twice = [] if below.own else sorted(own & set(saved))
     if twice:
         raise RecipeError(
             f"adapter.under: it brings `{twice[0]}` along, and so would the new adapter: only one "

@@ -1,6 +1,6 @@
 """The `train` section: how long, how fast, and how often it saves."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -28,6 +28,10 @@ SCHEDULES = Literal[
     "slanted-triangular",
     "warmup-stable-decay",
 ]
+
+
+USUAL_WARMUP = {"onecycle": 0.25, "slanted-triangular": 0.1}
+"""Shares of the steps that those who described a schedule let it rise."""
 
 
 class BatchSection(Section):
@@ -84,8 +88,9 @@ class TrainSection(Section):
     """Peak learning rate; `find` takes it from a range test before the first step."""
     schedule: SCHEDULES = "cosine"
     """How the learning rate moves after warm-up."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
+    warmup: Share | Auto = "auto"
+    """Share of the steps over which the learning rate rises; `auto` is 0.25 for `onecycle`, 0.1 for
+    `slanted-triangular` and 0.05 for the others."""
     layer_decay: Ratio = 1.0
     """Learning rate of a block as a share of that of the block above; the head's is whole."""
     head_rate: PositiveNumber = 1.0
@@ -111,6 +116,12 @@ class TrainSection(Section):
     """CPU threads; `auto` measures a step and takes more than one only where that clearly pays."""
     fast: FastPaths = FastSection()
     """`off` takes the plain path everywhere; a section switches single paths off."""
+
+    @model_validator(mode="after")
+    def _settle_warmup(self) -> Self:
+        if self.warmup == "auto":
+            object.__setattr__(self, "warmup", USUAL_WARMUP.get(self.schedule, 0.05))
+        return self
 
     @model_validator(mode="before")
     @classmethod
