@@ -149,8 +149,12 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     options = parser.parse_args()
-    found = [compare(arm, seed) for arm in options.arms for seed in options.seeds]
-    print(write_result(HERE, {"within": 3.0, "arms": found}))
+    found, path = [], None
+    for arm in options.arms:
+        for seed in options.seeds:
+            found.append(compare(arm, seed))
+            path = write_result(HERE, {"within": 3.0, "arms": found})  # so far
+    print(path)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ MOST = 0.8
 """Share of its fall that the loss has made where a rate is suggested; see benchmarks/finder."""
 WORSE = 4.0
 """How many times its best the smoothed loss may be before the test ends."""
+CLEAR = 4.0
+"""Times that the fall must be what the smoothed loss moves by chance."""
 FEWEST_STEPS = 20
 """Steps of a run below which a test five times as long is not worth it."""
 FEWEST_UPDATES = 4
@@ -138,7 +140,7 @@ def suggest(trials: Sequence[Trial]) -> float:
     """
     start, lowest = _start_of(trials), min(trial.smoothed for trial in trials)
     fall = start - lowest
-    if len(trials) < FIRST or fall <= _spread(trials[:FIRST]):
+    if len(trials) < FIRST or fall <= CLEAR * _spread(trials[:FIRST]):
         raise RecipeError(
             f"train.learning_rate: find saw no learning rate at which the loss falls: from "
             f"{start:.3f} to {lowest:.3f} at best",
