@@ -18,7 +18,7 @@ WEIGHTS = ("delta.safetensors", "adapter_model.safetensors")
 
 @pytest.fixture(scope="module")
 def recipe(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty short steps: block 1 learns slowly and helps, block 0 so fast that it does harm."""
+    """Twenty short steps: a head that stands still, a block that helps, and one that does harm."""
     folder = tmp_path_factory.mktemp("gradual")
     lines = [f"Line {n} tells of the {n * 7 % 31} hats of number {n}." for n in range(240)]
     (folder / "text.txt").write_text("\n".join(lines))
@@ -29,17 +29,20 @@ base: {{model: {tiny_llama}}}
 adapter: {{method: full}}
 data: {{train: {{source: text.txt, format: text}}, max_length: 48}}
 train:
-  steps: 30
+  steps: 20
   batch: {{rows: 4}}
   learning_rate: 0.3
   schedule: constant
   weight_decay: 0.1
   unfreeze: {{every: plateau}}
-  groups: [{{match: "*layers.1.*", times: 0.01}}]
+  groups:
+    - {{match: "*layers.1.*", times: 0.1}}
+    - {{match: "*layers.0.*", times: 1}}
+    - {{match: "*", times: 1e-15}}
   save_every: 1
   keep: 100
   threads: 1
-evaluate: {{every: 3, samples: 1, rows: 16}}
+evaluate: {{every: 2, samples: 1, rows: 16}}
 """
     )
     return path
@@ -109,12 +112,11 @@ def test_each_depth_is_measured_and_the_one_that_did_harm_is_taken_back(whole: P
 
 def test_no_bit_of_a_block_moves_before_its_turn_or_after_it_was_taken_back(whole: Path) -> None:
     begins = {name: step for _, name, step, _ in curve(whole)}
-    start, end = checkpoint(whole, 1), checkpoint(whole, 30)
+    start, end = checkpoint(whole, 1), checkpoint(whole, 20)
     thawed = checkpoint(whole, begins["block 1"])
     for name in start:
-        same = start[name].equal(end[name])
-        assert same == (turn_of(name) in ("layers.0.", "embed_tokens")), name
-        if turn_of(name) == "layers.1.":
+        if turn_of(name) != "above":
+            assert start[name].equal(end[name]) == (turn_of(name) != "layers.1."), name
             assert thawed[name].equal(start[name])
     tried = checkpoint(whole, begins["block 0"] + 1)
     assert any(not tried[name].equal(start[name]) for name in start if "layers.0." in name)
@@ -127,14 +129,14 @@ def test_a_thaw_is_taken_back_to_the_last_bit(whole: Path) -> None:
     saved = whole / "checkpoints" / f"step-{thaw:06d}"
     for name in ("weights.safetensors", "optimizer.safetensors"):
         assert (before / name).read_bytes() == (saved / name).read_bytes()
-    after = load_file(whole / f"checkpoints/step-{thaw + 4:06d}/optimizer.safetensors")
+    after = load_file(whole / f"checkpoints/step-{thaw + 3:06d}/optimizer.safetensors")
     moments = load_file(before / "optimizer.safetensors")
     assert after.keys() == moments.keys()
     steps = {name: float(after[name] - moments[name]) for name in after if name.endswith(":step")}
     assert set(steps.values()) == {1.0}
 
 
-@pytest.mark.parametrize("late", [-2, 0, 1, 3, 4])
+@pytest.mark.parametrize("late", [-1, 0, 1, 2, 3])
 def test_interrupted_or_not_it_ends_the_same(
     recipe: Path, whole: Path, tmp_path: Path, late: int
 ) -> None:
@@ -157,16 +159,20 @@ def test_without_what_was_known_it_would_end_elsewhere(
         run(recipe, folder)
 
 
-BY_EPOCH = {"train__unfreeze": {"every": "epoch"}, "train__learning_rate": 0.01}
+BY_EPOCH = {
+    "train__unfreeze": {"every": "epoch"},
+    "train__learning_rate": 0.01,
+    "train__groups": [],
+}
 
 
 def test_by_epoch_it_begins_as_the_plan_says(recipe: Path, tmp_path: Path) -> None:
-    settings = BY_EPOCH | {"train__batch__rows": 16}
+    settings = BY_EPOCH | {"train__batch__rows": 24}
     whole = run(recipe, tmp_path / "whole", **settings)
     groups = {group["name"]: group["begins"] for group in read(whole, "plan.json")["groups"]}
     assert groups["head"] == 1
     second = groups["block 1"]
-    assert 1 < second < 30
+    assert 1 < second < 20
     assert "never" in groups.values()
     start = checkpoint(whole, 1)
     for step, moved in ((second - 1, False), (second, True)):
@@ -178,7 +184,13 @@ def test_by_epoch_it_begins_as_the_plan_says(recipe: Path, tmp_path: Path) -> No
     assert weights(run(recipe, again, **settings)) == weights(whole)
 
 
-FIND = {"train__unfreeze": "none", "train__learning_rate": "find", "adapter": {"method": "lora"}}
+FIND = {
+    "train__unfreeze": "none",
+    "train__learning_rate": "find",
+    "train__groups": [],
+    "train__steps": 25,
+    "adapter": {"method": "lora"},
+}
 
 
 def test_a_rate_that_was_found_gives_the_run_of_that_rate(recipe: Path, tmp_path: Path) -> None:
