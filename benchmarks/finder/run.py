@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from record import ROOT, write_result
+
+import peftkit
+from peftkit.train.loop import DivergedError
 
 HERE = Path(__file__).parent
 MATERIAL = ROOT.parent / "shared" / "material"
@@ -28,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SETS = ("shakespeare", "python", "home")
 ARMS = [f"{name}-{method}" for name in SETS for method in METHODS]
-CHARACTERS = 300_000
+CHARACTERS = 120_000
 
 
 def write_text(name: str, folder: Path) -> Path:
@@ -55,12 +57,12 @@ def write_recipe(arm: str, rate: float | str, seed: int, folder: Path) -> Path:
             "validation": str(HOME / "validation.jsonl"),
             "max_length": 128,
         }
-        train |= {"epochs": 3, "batch": {"rows": 16}}
+        train |= {"steps": 100, "batch": {"rows": 16}}
     else:
         base = STORIES
         text = {"source": str(write_text(name, folder)), "format": "text"}
-        data = {"train": text, "max_length": 96, "leakage": "off"}
-        train |= {"steps": 150, "batch": {"rows": 8}}
+        data = {"train": text, "max_length": 64, "leakage": "off"}
+        train |= {"steps": 100, "batch": {"rows": 8}}
     recipe = {
         "name": "run",
         "seed": seed,
@@ -68,7 +70,7 @@ def write_recipe(arm: str, rate: float | str, seed: int, folder: Path) -> Path:
         "adapter": METHODS[method],
         "data": data,
         "train": train,
-        "evaluate": {"every": 10_000, "rows": 64, "samples": 1},
+        "evaluate": {"every": 10_000, "rows": 48, "samples": 1},
     }
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")
@@ -79,15 +81,13 @@ def measure(arm: str, rate: float | str, seed: int) -> dict[str, Any]:
     """Validation loss of one run; where the rate is to be found, also the range test."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        command = ["finetune", str(write_recipe(arm, rate, seed, folder)), "--out", place + "/run"]
-        done = subprocess.run(
-            [sys.executable, "-m", "peftkit", *command], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            print(f"{arm} at {rate}: {done.stderr.strip().splitlines()[0]}", file=sys.stderr)
-            return {"loss": float("inf")}
-        metrics = json.loads((folder / "run/metrics.json").read_text(encoding="utf-8"))
-        found: dict[str, Any] = {"loss": metrics["validation"]["loss"]}
+        recipe = write_recipe(arm, rate, seed, folder)
+        try:
+            run = peftkit.finetune(recipe, out=folder / "run")
+        except DivergedError as problem:
+            print(f"{arm} at {rate}: {problem}", file=sys.stderr)
+            return {"loss": math.inf}
+        found: dict[str, Any] = {"loss": run.metrics["validation"]["loss"]}
         if rate == "find":
             found |= json.loads((folder / "run/finder.json").read_text(encoding="utf-8"))
         return found
