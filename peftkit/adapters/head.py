@@ -85,19 +85,20 @@ def widen_heads(adapted: Any) -> bool:
     In 16 bits most of its updates would be rounded away. What comes out has the base's format, so
     what stands above, or another head, takes it as before. Says whether there was one.
     """
-    found = False
-    for module in adapted.modules():
-        if not isinstance(module, ModulesToSaveWrapper):
-            continue
-        for head in module.modules_to_save.values():
-            narrow = [p for p in head.parameters() if p.dtype in (torch.bfloat16, torch.float16)]
-            if narrow:
-                dtype = narrow[0].dtype
-                head.float()
-                head.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
-                head.register_forward_hook(partial(_cast_output, dtype))
-                found = True
-    return found
+    wrappers = (m for m in adapted.modules() if isinstance(m, ModulesToSaveWrapper))
+    heads = [head for wrapper in wrappers for head in wrapper.modules_to_save.values()]
+    narrow = {head: dtype for head in heads if (dtype := _narrow_format(head)) is not None}
+    for head, dtype in narrow.items():  # all are known by now: two may share one matrix
+        head.float()
+        head.register_forward_pre_hook(partial(_cast_inputs, torch.float32))
+        head.register_forward_hook(partial(_cast_output, dtype))
+    return bool(narrow)
+
+
+def _narrow_format(module: Any) -> torch.dtype | None:
+    """The 16-bit format that a parameter of a module has, where one does."""
+    formats = (parameter.dtype for parameter in module.parameters())
+    return next((f for f in formats if f in (torch.bfloat16, torch.float16)), None)
 
 
 def read_heads(adapted: Any, weights: Path, name: str) -> None:
@@ -107,7 +108,10 @@ def read_heads(adapted: Any, weights: Path, name: str) -> None:
 
 
 def _cast_inputs(dtype: torch.dtype, _: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(each.to(dtype) if torch.is_tensor(each) else each for each in inputs)
+    return tuple(  # an embedding is given numbers of tokens, which stay what they are
+        each.to(dtype) if torch.is_tensor(each) and each.is_floating_point() else each
+        for each in inputs
+    )
 
 
 def _cast_output(dtype: torch.dtype, _: Any, __: Any, output: Any) -> Any:

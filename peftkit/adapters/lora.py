@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.peft_methods import put_on, targeted, transposed
 from peftkit.adapters.starts import ON_WEIGHTS, start_on_weights
+from peftkit.adapters.whole import is_tied, whole_parts
 from peftkit.base.quantize import plain_weight
 from peftkit.base.targets import choose_blocks, choose_targets, means, shape_of_layer
 from peftkit.base.tasks import peft_task_of
@@ -46,6 +47,8 @@ def attach_lora(model: Any, section: LoraSection) -> Any:
         layers_to_transform=choose_blocks(model, section.layers),
         fan_in_fan_out=transposed(layers),
         trainable_token_indices=_token_rows(model),
+        modules_to_save=whole_parts(model, section.also) or None,
+        ensure_weight_tying=bool(section.also) and is_tied(model),
     )
     adapted = put_on(model, config)
     if section.variant == "dora":

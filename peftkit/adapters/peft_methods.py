@@ -82,7 +82,7 @@ def put_on(model: Any, config: Any) -> Any:
     """The model with an adapter as peft makes it, in silence, and the head that its task needs."""
     config.task_type = peft_task_of(model)
     if new := new_parts(model):
-        config.modules_to_save = new
+        config.modules_to_save = [*(config.modules_to_save or ()), *new]
     with quiet():
         adapted = get_peft_model(model, config)
     widen_heads(adapted)

@@ -31,6 +31,7 @@ from peftkit.adapters.verify import (
     AdapterFacts,
     verify_adapter,
 )
+from peftkit.adapters.whole import whole_parts
 from peftkit.base.tasks import new_parts
 from peftkit.base.tokens import added_rows
 from peftkit.disk.digest import sha256_of
@@ -148,7 +149,7 @@ def find_below(section: AdapterSection, model: Any, *, base: str) -> tuple[Below
             refuse_to_fold(model, facts.peft_type, found.name)
         elif section.under_as == "stacked" and not any(folded[len(below) - 1 :]):
             _refuse_other_kinds(section, found)
-            _refuse_two_heads(model, found)
+            _refuse_two_heads(model, section, found)
     if section.under_as == "continued":
         refuse_another_kind(section.method, below[-1].facts.peft_type, below[-1].name)
     return tuple(below)
@@ -312,11 +313,12 @@ def _refuse_other_kinds(section: AdapterSection, below: Below) -> None:
         )
 
 
-def _refuse_two_heads(model: Any, below: Below) -> None:
+def _refuse_two_heads(model: Any, section: AdapterSection, below: Below) -> None:
     """Say where both would bring a module along whole: of such only one can act."""
     config = json.loads((below.folder / CONFIG_FILE).read_text(encoding="utf-8"))
     saved = config.get("modules_to_save") or ()
-    twice = [] if below.own else sorted(set(new_parts(model)) & set(saved))
+    own = {*new_parts(model), *whole_parts(model, getattr(section, "also", ()))}
+    twice = [] if below.own else sorted(own & set(saved))
     if twice:
         raise RecipeError(
             f"adapter.under: it brings `{twice[0]}` along, and so would the new adapter: only one "

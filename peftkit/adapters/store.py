@@ -30,6 +30,7 @@ from peftkit.adapters.verify import (
     verify_adapter,
 )
 from peftkit.adapters.weights_file import write_weights
+from peftkit.adapters.whole import as_saved
 from peftkit.base.tasks import new_parts, peft_task_of
 from peftkit.base.tokens import added_rows
 from peftkit.base.upstream import quiet
@@ -128,7 +129,8 @@ def _contents_of(model: Any) -> tuple[Mapping[str, Tensor], Any | None]:
         return trainable(model), None
     with quiet():
         found: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return as_plain(model, found, model.peft_config[model.active_adapter])
+    config = model.peft_config[model.active_adapter]
+    return as_plain(model, found, as_saved(config))
 
 
 def _save_config(own: Any, folder: Path, origin: Origin) -> None:

@@ -22,7 +22,8 @@ from peftkit.diagnose.repeats import (
     check_remembered,
 )
 from peftkit.diagnose.shares import check_mixture
-from peftkit.report.record import EVALUATIONS, STEPS
+from peftkit.diagnose.unfreezing import check_unfreezing
+from peftkit.report.record import EVALUATIONS, STEPS, UNFREEZING
 
 if TYPE_CHECKING:
     from peftkit.diagnose.finding import Finding
@@ -48,6 +49,7 @@ def diagnose(run: RunFolder) -> list[Finding]:
         check_overfitting(evaluations, steps),
         check_learning_rate(steps),
         check_length(evaluations),
+        check_unfreezing(run.read(UNFREEZING)),
         *check_answers(metrics),
         *check_data(data, metrics.get("task", "causal-lm")),
     ]

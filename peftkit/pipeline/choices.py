@@ -37,6 +37,7 @@ from peftkit.fast.refusals import refuse_shared_rows
 from peftkit.fast.varlen import FlatRowError, disable, enable
 from peftkit.pipeline.plan import fit_memory
 from peftkit.pipeline.setup import measure_sizes
+from peftkit.recipe.sections.pace import NOT_GRADUAL
 from peftkit.train.loop import accumulate
 from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
@@ -92,6 +93,8 @@ class Choices:
     """Whether blocks train compiled."""
     recomputed: int = 0
     """Blocks that run again for the backward pass."""
+    learning_rate: float = 0.0
+    """The highest one of the run: the recipe's, or what a range test found."""
     processes: int = 1
     """How many divide the rows of each update; settled by the launcher."""
 
@@ -166,9 +169,12 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     step = partial(_step, model, update, Paths(head))
     threads, seconds, why["threads"] = _choose_threads(recipe, step)
     torch.set_num_threads(threads)
-    compiled, why["compile"] = choose_compile(
-        model, fast, step, seconds=seconds * plan.steps, recomputed=recomputed
-    )
+    if recipe.train.unfreeze != NOT_GRADUAL:
+        compiled, why["compile"] = False, "`train.unfreeze` changes what of a block trains"
+    else:
+        compiled, why["compile"] = choose_compile(
+            model, fast, step, seconds=seconds * plan.steps, recomputed=recomputed
+        )
     return replace(choices, threads=threads, compile=compiled)
 
 
@@ -185,6 +191,8 @@ def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None
         width = choices.micro_tokens // choices.micro_rows
         rows = recipe.train.batch.micro_rows
         choices = replace(choices, micro_rows=rows, micro_tokens=rows * width)
+    if recipe is not None and not isinstance(recipe.train.learning_rate, str):
+        choices = replace(choices, learning_rate=recipe.train.learning_rate)
     recompute(model, choices.recomputed)
     switches = {"flat": enable, "lora": lora_on, "norm": _norms_on, "compile": compile_blocks}
     for name, switch in switches.items():

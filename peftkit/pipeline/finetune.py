@@ -39,6 +39,7 @@ from peftkit.pipeline.inspect_rows import (
 )
 from peftkit.pipeline.judge import evaluate_all
 from peftkit.pipeline.plan import Plan, make_plan
+from peftkit.pipeline.rate import settle_rate
 from peftkit.pipeline.setup import set_up
 from peftkit.pipeline.signals import listen
 from peftkit.pipeline.stages import Asked, prepare_stages, train_stages
@@ -46,6 +47,7 @@ from peftkit.pipeline.steps import Job, take_steps
 from peftkit.pipeline.watch import Silent
 from peftkit.report.record import EVALUATIONS, check_space
 from peftkit.train.checkpoint import check_fit, newest_checkpoint
+from peftkit.train.groups import show_groups
 from peftkit.train.processes import join
 
 if TYPE_CHECKING:
@@ -211,9 +213,9 @@ class Session:
         model = load_adapted(recipe, setup, fresh=checkpoint is None)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
-        choices = _settle(loaded, run, prepared, model, processes)
+        choices = _settle(loaded, run, prepared, model, processes, watch)
         torch.set_num_threads(processes.tell(choices).threads)
-        _say_choices(choices, processes, watch)
+        _say_choices(choices, plan, processes, watch)
         kept = keep_base_states(setup, choices, model, watch)
         processes.wait()
         paths = restore_paths(model, head=choices.head, kept=kept)
@@ -274,7 +276,12 @@ def _opening(setup: Setup) -> list[list[int]]:
 
 
 def _settle(
-    loaded: LoadedRecipe, run: RunFolder, prepared: Prepared, model: Any, processes: Processes
+    loaded: LoadedRecipe,
+    run: RunFolder,
+    prepared: Prepared,
+    model: Any,
+    processes: Processes,
+    watch: Watch,
 ) -> Choices:
     """The choices of the earlier part of this run, or new ones, written down before any step."""
     _refuse_several(loaded.recipe, processes)
@@ -282,7 +289,8 @@ def _settle(
     if lock is not None and not prepared.changes:
         return keep_choices(lock["choices"], model, loaded.recipe)
     choices = make_choices(loaded.recipe, prepared.setup, prepared.plan, model)
-    choices = replace(choices, processes=processes.world)
+    rate = settle_rate(loaded.recipe, prepared, choices, model, run, watch)
+    choices = replace(choices, processes=processes.world, learning_rate=rate)
     run.reopen()
     write_lock(run, prepared.identity, choices, prepared.changes)
     write_recipe(run, loaded)
@@ -301,8 +309,8 @@ def keep_base_states(setup: Setup, choices: Choices, model: Any, watch: Watch) -
     return keep_states(model, documents, cut, base=setup.standing_on, flat=choices.flat)
 
 
-def _say_choices(choices: Choices, processes: Processes, watch: Watch) -> None:
-    for line in choices.lines:
+def _say_choices(choices: Choices, plan: Plan, processes: Processes, watch: Watch) -> None:
+    for line in (*choices.lines, *show_groups(plan.groups)):
         watch.say(line)
     if processes.world > 1:
         watch.say(f"{processes.world} processes divide the rows of each update")

@@ -19,11 +19,15 @@ from peftkit.data.packing import expected_fill
 from peftkit.data.views import lengths_of
 from peftkit.errors import RecipeError
 from peftkit.evaluate.losses import BATCH_TOKENS
+from peftkit.pipeline.gradual import begins_of
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
+from peftkit.recipe.sections.pace import OnPlateau
+from peftkit.train.groups import describe_groups
 
 if TYPE_CHECKING:
     from peftkit.data.order import Order
     from peftkit.recipe.schema import Recipe
+    from peftkit.train.groups import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class Plan:
     memory_bytes: dict[str, int]
     memory_available: int
     disk_bytes: int
+    groups: tuple[Group, ...] = ()
+    """What learns alike, from the top down."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -95,8 +101,16 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         base_bytes=sizes.shape.weight_bytes(bytes_a_number),
         memory_bytes={"training": training, "evaluation": evaluation},
         memory_available=own_memory(),
-        disk_bytes=(recipe.train.keep + 1) * sizes.trainable * 12 + sizes.trainable * 4,
+        disk_bytes=_checkpoints(recipe) * sizes.trainable * 12 + sizes.trainable * 4,
+        groups=describe_groups(
+            sizes.learning, recipe.train, begins_of(recipe, sizes.learning.turns, order, steps)
+        ),
     )
+
+
+def _checkpoints(recipe: Recipe) -> int:
+    """Most of them at a time: one is being written, and one a thaw may be taken back to."""
+    return recipe.train.keep + 1 + isinstance(recipe.train.unfreeze, OnPlateau)
 
 
 def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> tuple[int, Load]:

@@ -14,6 +14,7 @@ from peftkit.base.load import load_tokenizer, pad_id_of, settle_dtype, shape_of,
 from peftkit.base.locate import Origin, digest, locate, read_json
 from peftkit.base.machine import choose_device
 from peftkit.base.memory import Shape, shape_of_config
+from peftkit.base.places import place_parameters
 from peftkit.base.quantize import count_packed, packed_bytes
 from peftkit.base.targets import first_trained_block, learned_places
 from peftkit.data.draft import AS_IT_IS, Encoder, Reading
@@ -25,6 +26,9 @@ from peftkit.evaluate.metrics import FIGURES
 from peftkit.fast.refusals import unwrap
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 from peftkit.recipe.sections.base import LABELLED
+from peftkit.train.groups import Learning, find_factors
+from peftkit.train.optimizer import is_vector
+from peftkit.train.unfreeze import turns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -197,6 +201,8 @@ class Sizes:
     """Most places the base was made for, where its config says so."""
     places: int | None = None
     """Most places it has learned a vector for, where it does so: further ones are an error."""
+    learning: Learning = field(default_factory=Learning)
+    """How fast each parameter learns, and when it begins to."""
 
     @property
     def share(self) -> float:
@@ -222,4 +228,10 @@ def measure_sizes(recipe: Recipe, base: BaseSection, origin: Origin) -> Sizes:
     blocks = shape.layers - first_trained_block(adapted, unwrap(adapted))
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     trained = sum(p.numel() for p in parameters.values())
-    return Sizes(shape, trained, blocks, window, learned_places(model))
+    learning = Learning(
+        {name: (p.numel(), is_vector(p)) for name, p in parameters.items()},
+        place_parameters(adapted, unwrap(adapted)),
+        find_factors(adapted, recipe.adapter, recipe.train),
+        turns_of(recipe.train, adapted),
+    )
+    return Sizes(shape, trained, blocks, window, learned_places(model), learning)

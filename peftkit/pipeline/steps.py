@@ -12,18 +12,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.attach import trainable
-from peftkit.adapters.lora import rate_factors
 from peftkit.data.batch import stream_updates
 from peftkit.evaluate.losses import choose_rows
 from peftkit.evaluate.predictions import measure_rows
+from peftkit.pipeline.gradual import start_gradual
 from peftkit.pipeline.identity import with_versions
 from peftkit.pipeline.signals import Interrupted, stopped
 from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.train.checkpoint import restore, save_checkpoint
+from peftkit.train.groups import find_factors
 from peftkit.train.loop import train
 from peftkit.train.optimizer import make_optimizer
 from peftkit.train.processes import ALONE
 from peftkit.train.schedule import learning_rate
+from peftkit.train.unfreeze import turns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -60,18 +62,21 @@ class Job:
 
 def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
     """Take every step that is still to be taken, from the newest checkpoint on."""
-    parameters = trainable(model)
+    parameters, turns = trainable(model), turns_of(job.recipe.train, model)
     optimizer = make_optimizer(
         parameters,
         weight_decay=job.recipe.train.weight_decay,
         flat=job.choices.optimizer,
         paged=job.choices.paged,
-        factors=rate_factors(job.recipe.adapter, parameters),
+        factors=find_factors(model, job.recipe.adapter, job.recipe.train),
+        turns=turns,
     )
     processes = job.processes
     done = _resume(job, parameters, optimizer)
     if processes.first:
         _take_up(model, job, done, watch)
+    gradual = start_gradual(model, job, parameters, optimizer, turns)
+    gradual.before(done + 1, watch)
     finished = "every step is taken and saved; the evaluation is left"
     with requests.deferred(finished), watch.progress(job.steps, "training") as show:
         for step in _steps(model, job, optimizer, done):
@@ -81,10 +86,13 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
             number = processes.largest(requests.number)
             if last or number or step.step % job.recipe.train.save_every == 0:
                 if processes.first:
-                    _save(job, step.step, parameters, optimizer)
+                    _save(job, step.step, parameters, optimizer, gradual.facts)
                 number = processes.largest(requests.number)  # one may have come meanwhile
             if number and not last:
                 raise stopped(number, f"step {step.step} of {job.steps} is saved")
+            if not last:
+                gradual.before(step.step + 1, watch)
+    gradual.finish()
 
 
 def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) -> Iterator[Step]:
@@ -105,7 +113,7 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
             train_section.schedule,
             step,
             steps=job.steps,
-            peak=train_section.learning_rate,
+            peak=job.choices.learning_rate,
             warmup=train_section.warmup,
         )
 
@@ -150,7 +158,11 @@ def _record(model: Any, job: Job, step: Step, requests: Requests, show: Progress
 
 
 def _save(
-    job: Job, step: int, parameters: Mapping[str, Any], optimizer: torch.optim.Optimizer
+    job: Job,
+    step: int,
+    parameters: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer,
+    known: Mapping[str, Any],
 ) -> None:
     job.run.keep_lines()
     save_checkpoint(
@@ -160,7 +172,7 @@ def _save(
         optimizer,
         digests=with_versions(job.identity),
         keep=job.recipe.train.keep,
-        about={"recipe": job.recipe.model_dump(mode="json")},
+        about={"recipe": job.recipe.model_dump(mode="json"), **known},
     )
 
 

@@ -57,6 +57,10 @@ class Chart:
     lines: tuple[Line, ...]
     show: Callable[[float | None], str] = wording.figure
     scales: tuple[Scale, ...] = ("linear", "log")
+    named: tuple[str, ...] = ()
+    """What stands at each place across, from 1 on, where it is no optimizer step."""
+    ticks: tuple[int, ...] = ()
+    """Places of `named` that the axis shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ def _svg(chart: Chart, across: _Axis, up: _Axis) -> str:
     parts = [
         f'<svg width="100%" height="100%" role="img" aria-label="{label} ({scale} scale)">',
         '<g aria-hidden="true">',
-        _grid(across, up),
+        _grid(across, up, chart),
         f'<svg viewBox="0 0 {_UNITS} {_UNITS}" {_STRETCHED}>',
         *(_path(line, across, up) for line in chart.lines),
         "</svg>",
@@ -154,7 +158,7 @@ def _svg(chart: Chart, across: _Axis, up: _Axis) -> str:
     return "".join(parts)
 
 
-def _grid(across: _Axis, up: _Axis) -> str:
+def _grid(across: _Axis, up: _Axis, chart: Chart) -> str:
     parts = []
     for value in (log_ticks if up.log else ticks)(up.low, up.high, 6):
         at = _percent(1 - up.place(value))
@@ -163,15 +167,21 @@ def _grid(across: _Axis, up: _Axis) -> str:
             f'<text class="tick" x="0" y="{at}" dx="-8" dy="0.32em" text-anchor="end">'
             f"{escape(wording.figure(value, 6))}</text>"
         )
-    for value in ticks(across.low, across.high, 5):
-        if value != int(value):
-            continue
+    for value, words in _places(across, chart):
         at = _percent(across.place(value))
         parts.append(
             f'<text class="tick" x="{at}" y="100%" dy="1.6em" text-anchor="middle">'
-            f"{wording.count(value)}</text>"
+            f"{escape(words)}</text>"
         )
     return "".join(parts)
+
+
+def _places(across: _Axis, chart: Chart) -> list[tuple[float, str]]:
+    """Where the axis across says something, and what."""
+    if chart.named:
+        return [(place, chart.named[place - 1]) for place in chart.ticks]
+    steps = ticks(across.low, across.high, 5)
+    return [(step, wording.count(step)) for step in steps if step == int(step)]
 
 
 def _path(line: Line, across: _Axis, up: _Axis) -> str:
@@ -239,7 +249,8 @@ def _cursor(chart: Chart, across: _Axis, axes: dict[Scale, _Axis]) -> dict[str, 
         }
         words = [None if value is None else chart.show(value) for value in values]
         rows.append({"name": line.name, "tone": line.tone, "words": words, "heights": heights})
-    return {
+    named = {"named": [chart.named[stop - 1] for stop in stops]} if chart.named else {}
+    return named | {
         "title": chart.title,
         "steps": stops,
         "places": [round(across.place(step), 4) for step in stops],

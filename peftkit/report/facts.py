@@ -45,6 +45,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeTest:
+    """How a learning rate was found."""
+
+    suggestion: float
+    rates: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    smoothed: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Metrics of one model on one split."""
 
@@ -224,6 +234,7 @@ class Run:
     """What else `data.json` says of the rows."""
     steps: tuple[Step, ...]
     evaluations: tuple[Evaluation, ...]
+    finder: RangeTest | None
     helped: str | None
     sentence: str | None
     adapted: Mapping[str, Scores]

@@ -16,6 +16,7 @@ from peftkit.report.facts import (
     OfOrigin,
     Pair,
     Plan,
+    RangeTest,
     Remembered,
     Run,
     Sample,
@@ -26,6 +27,7 @@ from peftkit.report.facts import (
     Stage,
     Step,
 )
+from peftkit.report.record import FINDER
 from peftkit.report.tolerant import Found, Loose, interval, label, number, rows, table, text, whole
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def read_run(run: Path) -> Run:
         by_origin=tuple(_by_origin(table(metrics.get("by_origin")))),
         data=data,
         steps=_steps(rows(value["steps.jsonl"])),
+        finder=_range_test(run / FINDER),
         evaluations=_evaluations(rows(value["evaluations.jsonl"])),
         helped=text(verdict.get("helped")),
         sentence=_sentence(verdict),
@@ -244,6 +247,23 @@ def _steps(lines: tuple[Loose, ...]) -> tuple[Step, ...]:
                 learning_rate=number(raw.get("learning_rate")),
             )
     return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _range_test(path: Path) -> RangeTest | None:
+    """The test of a run that looked for its learning rate, where it can be read."""
+    found = table(tolerant.read_json(path).value) if path.exists() else {}
+    trials = [
+        row for row in rows(found.get("trials")) if (number(row.get("learning_rate")) or 0) > 0
+    ]
+    suggestion = number(found.get("suggestion"))
+    if not trials or not suggestion:
+        return None
+    return RangeTest(
+        suggestion=suggestion,
+        rates=tuple(float(row["learning_rate"]) for row in trials),
+        losses=tuple(number(row.get("loss")) for row in trials),
+        smoothed=tuple(number(row.get("smoothed")) for row in trials),
+    )
 
 
 def _evaluations(lines: tuple[Loose, ...]) -> tuple[Evaluation, ...]:

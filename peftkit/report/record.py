@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 STEPS = "steps.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+UNFREEZING = "unfreezing.json"
+FINDER = "finder.json"
 PAGE = "report.html"
 """Written after everything else, so that its being there says that the run came to its end."""
 RECORDS = ("metrics.json", "samples.json", "findings.json")
@@ -147,6 +149,8 @@ OWN_FILES = (
     "metrics.json",
     "findings.json",
     "samples.json",
+    UNFREEZING,
+    FINDER,
     "report.html",
     "report.md",
 )

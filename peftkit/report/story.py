@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from peftkit.report import charts, series, wording
 from peftkit.report.charts import Chart, Line
 from peftkit.report.facts import Change, Scores
+from peftkit.report.range_test import draw_range_test
 from peftkit.report.tolerant import table
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def curves(run: Run) -> list[Chart]:
     ):
         line = Line(title.removesuffix(" by step"), steps, tuple(values))
         made.append(Chart(key, title, _extent(values), (line,), scales=("linear",)))
-    return made
+    return made if run.finder is None else [*made, draw_range_test(run.finder)]
 
 
 def loss_lines(run: Run) -> tuple[Line, ...]:

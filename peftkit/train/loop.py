@@ -39,6 +39,10 @@ OTHERS = 2**32
 """Where seeds of further processes begin, far above the number of any micro-batch."""
 
 
+class DivergedError(RunError):
+    """A loss or a gradient is not finite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What one optimizer update did."""
@@ -75,15 +79,16 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
     for step in steps:
         started = time.perf_counter()
         update = next(updates)
+        learning = [p for p in parameters if p.requires_grad]  # a frozen block's do not, for now
         model.train()  # the caller may have evaluated since the last step
         own_seed = seed_of(seed, step, processes.rank)
         total = accumulate(model, update, device, seed=own_seed, loss=loss)
         if processes.world > 1:
-            processes.add_up([total, *_gradients(parameters)])
-        size = clip_grad_norm_(parameters, max_grad_norm)
+            processes.add_up([total, *_gradients(learning)])
+        size = clip_grad_norm_(learning, max_grad_norm)
         mean, norm = torch.stack([total, size]).tolist()  # the one wait of a step
         if not math.isfinite(mean) or not math.isfinite(norm):
-            raise RunError(
+            raise DivergedError(
                 f"training diverged at step {step}: loss {mean:.4g}, gradient norm {norm:.4g}",
                 hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
                 "was kept",

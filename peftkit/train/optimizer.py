@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from peftkit.train.paged import PagedAdamW, moment_like
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -36,6 +36,7 @@ def make_optimizer(
     flat: bool = True,
     paged: bool = False,
     factors: Mapping[str, float] = MappingProxyType({}),
+    turns: Mapping[str, int] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
     """AdamW whose learning rate the loop sets; vectors (biases, norms) never decay.
 
@@ -46,13 +47,14 @@ def make_optimizer(
         paged: whether a GPU that runs out of memory may move the moments to the host.
         factors: how many times the learning rate of the step a parameter learns at, by name; 1
             where a name is left out. Parameters of one factor share a group.
+        turns: which parameters begin to learn together, by name; 0 where a name is left out.
     """
 
-    def kind(name: str) -> tuple[bool, float]:
-        return parameters[name].ndim < 2, factors.get(name, 1.0)
+    def kind(name: str) -> tuple[bool, float, int]:
+        return is_vector(parameters[name]), factors.get(name, 1.0), turns.get(name, 0)
 
     groups = []
-    for (vectors, factor), names in groupby(sorted(parameters, key=kind), key=kind):
+    for (vectors, factor, _), names in groupby(sorted(parameters, key=kind), key=kind):
         own = [parameters[name] for name in names]
         groups.append(
             {
@@ -66,10 +68,41 @@ def make_optimizer(
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=flat)
 
 
+def is_vector(parameter: Tensor) -> bool:
+    """Whether a parameter is a bias or a norm, which never decays."""
+    return parameter.ndim < 2
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let the next update take place at this learning rate, times the factor of each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get(FACTOR, 1.0)
+
+
+def freeze(optimizer: torch.optim.Optimizer, parameters: Iterable[Parameter]) -> None:
+    """Let parameters stand still until `thaw`; nothing decays them, and no gradient is computed.
+
+    They must be whole turns of `make_optimizer`, because those of a buffer are updated together.
+    """
+    for parameter in parameters:
+        leaf = _leaf_of(optimizer, parameter)
+        for each in (parameter, leaf):
+            each.grad = None
+            each.requires_grad = False
+        optimizer.state.pop(leaf, None)
+
+
+def thaw(optimizer: torch.optim.Optimizer, parameters: Iterable[Parameter]) -> None:
+    """Let parameters learn that stood still; what the optimizer remembers of them starts now."""
+    for parameter in parameters:
+        leaf = _leaf_of(optimizer, parameter)
+        parameter.requires_grad_()
+        if leaf is parameter:
+            continue
+        leaf.requires_grad_()
+        if leaf.grad is None:
+            leaf.grad = torch.zeros_like(leaf)
+        parameter.grad = _part(leaf.grad, leaf, parameter)
 
 
 def read_moments(

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
 
 DECAY_SHARE = 0.2
 """Share of the steps in which warmup-stable-decay comes down."""
+ROUNDING = 1e-9
+"""Part of a step that is no step: 3 / 187 of 187 is a hair more than 3."""
 SLANT = 32.0
 """How far below its peak a slanted triangle starts and ends (Howard & Ruder, 2018)."""
 
 
 def learning_rate(name: str, step: int, *, steps: int, peak: float, warmup: float) -> float:
     """The learning rate of update `step`, counted from 1; never zero on the first one."""
-    return peak * SHAPES[name](step, math.ceil(warmup * steps), steps)
+    return peak * SHAPES[name](step, math.ceil(warmup * steps - ROUNDING), steps)
 
 
 def _after_warmup(fall: Callable[[float], float]) -> Callable[[int, int, int], float]:
@@ -45,8 +47,8 @@ def _inverse_sqrt(step: int, rising: int, steps: int) -> float:
 
 def _one_cycle(step: int, rising: int, steps: int) -> float:
     """Cosine from 1/25 up to the peak, then down to 1e-5 of it (fastai's shape)."""
-    if step <= rising:
-        return 1 / 25 + (1 - 1 / 25) * (1 - _cosine(step / rising))
+    if step < rising:
+        return 1 / 25 + (1 - 1 / 25) * (1 - _cosine((step - 1) / (rising - 1)))
     return 1e-5 + (1 - 1e-5) * _cosine((step - rising) / max(steps - rising, 1))
 
 

@@ -51,6 +51,15 @@ Alphas = Annotated[
 Layers = Literal["all", "upper-half"] | tuple[Annotated[int, Field(ge=0)], ...]
 
 
+Whole = Annotated[
+    tuple[Literal["embeddings", "head"], ...],
+    BeforeValidator(
+        _one_as_many,
+        json_schema_input_type=Literal["embeddings", "head"]
+        | tuple[Literal["embeddings", "head"], ...],
+    ),
+    Expected("`embeddings`, `head`, or a list of both"),
+]
 LoraMethod = Annotated[
     Literal["lora"],
     # The recipe spells `qlora` out before this section sees it; editors are to accept it.
@@ -101,6 +110,9 @@ class LoraSection(MethodSection):
     """`all-linear`, or names of layers to adapt (`q_proj`), matched at a dot boundary."""
     layers: Layers = "all"
     """Which blocks carry the adapter: `all`, `upper-half`, or a list of block numbers."""
+    also: Whole = ()
+    """What trains whole beside the updates, such as for text of another kind: `[embeddings, head]`;
+    where a base has one matrix for both, either means it."""
 
     @model_validator(mode="after")
     def _settle_alpha(self) -> Self:

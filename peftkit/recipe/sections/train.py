@@ -1,9 +1,15 @@
 """The `train` section: how long, how fast, and how often it saves."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from peftkit.recipe.sections.pace import (
+    Groups,
+    LearningRate,
+    Ratio,
+    Unfreeze,
+)
 from peftkit.recipe.sections.section import (
     Auto,
     Count,
@@ -22,6 +28,10 @@ SCHEDULES = Literal[
     "slanted-triangular",
     "warmup-stable-decay",
 ]
+
+
+USUAL_WARMUP = {"onecycle": 0.25, "slanted-triangular": 0.1}
+"""Shares of the steps that those who described a schedule let it rise."""
 
 
 class BatchSection(Section):
@@ -74,12 +84,21 @@ class TrainSection(Section):
     """Passes over the training rows; 3 when `steps` is not given either."""
     batch: BatchSection = BatchSection()
     """How much one update sees."""
-    learning_rate: PositiveNumber = 2e-4
-    """Peak learning rate."""
+    learning_rate: LearningRate = 2e-4
+    """Peak learning rate; `find` takes it from a range test before the first step."""
     schedule: SCHEDULES = "cosine"
     """How the learning rate moves after warm-up."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
+    warmup: Share | Auto = "auto"
+    """Share of the steps over which the learning rate rises; `auto` is 0.25 for `onecycle`, 0.1 for
+    `slanted-triangular` and 0.05 for the others."""
+    layer_decay: Ratio = 1.0
+    """Learning rate of a block as a share of that of the block above; the head's is whole."""
+    head_rate: PositiveNumber = 1.0
+    """How many times faster heads learn than the highest block."""
+    groups: Groups = ()
+    """Parameters that learn faster or slower, on top of that; the first that fits counts."""
+    unfreeze: Unfreeze = "none"
+    """When each block begins to learn, from the top; `none` trains all from the first step."""
     optimizer: Literal["auto", "adamw", "paged-adamw"] = "auto"
     """Paged, a GPU short of memory moves AdamW's moments to the host; `auto` does so over a
     quantized base."""
@@ -97,6 +116,12 @@ class TrainSection(Section):
     """CPU threads; `auto` measures a step and takes more than one only where that clearly pays."""
     fast: FastPaths = FastSection()
     """`off` takes the plain path everywhere; a section switches single paths off."""
+
+    @model_validator(mode="after")
+    def _settle_warmup(self) -> Self:
+        if self.warmup == "auto":
+            object.__setattr__(self, "warmup", USUAL_WARMUP.get(self.schedule, 0.05))
+        return self
 
     @model_validator(mode="before")
     @classmethod

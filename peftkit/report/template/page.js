@@ -57,6 +57,7 @@
     reading.hidden = true;
     let at = 0;
 
+    const named = (what) => data.named ? data.named[at] : `${what} ${data.steps[at].toLocaleString("en-US")}`;
     const said = () => data.series.filter((line) => line.words[at] !== null);
 
     const show = (index) => {
@@ -70,7 +71,7 @@
         dot.style.top = percent(1 - line.heights[plot.dataset.scale][at]);
       }
       const tip = make("div", reading, "tip");
-      make("b", tip).textContent = `Step ${data.steps[at].toLocaleString("en-US")}`;
+      make("b", tip).textContent = named("Step");
       for (const line of said()) {
         const row = make("span", tip);
         make("i", row).textContent = line.name;
@@ -82,7 +83,7 @@
       plot.setAttribute("aria-valuenow", data.steps[at]);
       plot.setAttribute(
         "aria-valuetext",
-        [`step ${data.steps[at]}`, ...said().map((line) => `${line.name} ${line.words[at]}`)].join(", "),
+        [named("step"), ...said().map((line) => `${line.name} ${line.words[at]}`)].join(", "),
       );
     };
     const hide = () => { reading.hidden = true; };

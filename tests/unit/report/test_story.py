@@ -1,5 +1,6 @@
 """The verdict, the judgments and the comparisons are what the figures say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import run_folders as folders
 
 from peftkit.report import story
+from peftkit.report.charts import draw
 from peftkit.report.facts import Change, Run
 from peftkit.report.reading import read_run
 
@@ -126,3 +128,32 @@ def test_the_best_validation_loss_is_told(tmp_path: Path) -> None:
     folders.write_lines(run / "evaluations.jsonl", losses)
     said = story.curve_summary(read_run(run))
     assert "Validation loss was lowest at step 100 (1.000) and ended at 1.500." in said
+
+
+def test_a_range_test_is_drawn_over_its_rates(tmp_path: Path) -> None:
+    rates = [10.0 ** (at / 4 - 7) for at in range(20)]
+    trials = [
+        {"learning_rate": rate, "loss": 3.0 - at / 20, "smoothed": 3.0 - at / 40}
+        for at, rate in enumerate(rates)
+    ]
+    (tmp_path / "finder.json").write_text(json.dumps({"suggestion": rates[13], "trials": trials}))
+    drawn = story.curves(read_run(tmp_path))
+    assert [chart.key for chart in drawn] == [
+        "loss",
+        "learning-rate",
+        "gradient-norm",
+        "range-test",
+    ]
+    chart = drawn[-1]
+    assert chart.lines[-1].steps == (14,)
+    assert 14 in chart.ticks
+    assert chart.named[13] == "1.8e\u22124"
+    svg = draw(chart)
+    assert svg is not None
+    assert "1.8e\u22124" in svg.scales[0][1]
+    assert svg.cursor["named"]
+
+
+def test_a_damaged_range_test_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "finder.json").write_text('{"suggestion": "x", "trials": [{"learning_rate": -1}]}')
+    assert read_run(tmp_path).finder is None
