@@ -164,7 +164,7 @@ def finetune(
             note_labels(run, model, setup, recipe, plan, watch)
             before = evaluate_all(model, setup, recipe, paths, watch)
         if not run.lines(EVALUATIONS):
-            run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
+            run.append(EVALUATIONS, {"step": 0} | before.line)
         job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
         take_steps(model, job, requests, watch)
         with requests.deferred("the adapter is saved; its evaluation is left"):

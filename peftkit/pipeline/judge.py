@@ -36,6 +36,12 @@ class Judged:
     """What it writes after the opening of held-out passages, where rows are plain text."""
 
     @property
+    def line(self) -> dict[str, Any]:
+        """What a line of `evaluations.jsonl` says of it."""
+        line: dict[str, Any] = {"loss": self.sets["validation"].rows.per_token}
+        return line | ({"remember": self.remember} if self.remember else {})
+
+    @property
     def shown(self) -> Evaluation:
         """The set that samples come from: test rows where there are any."""
         return self.sets.get("test", self.sets["validation"])
@@ -59,7 +65,7 @@ def evaluate_all(model: Any, setup: Setup, recipe: Recipe, paths: Paths, watch: 
             losses_of=paths.each,
             task=setup.task,
         )
-    remember = _remember(model, setup, recipe, paths)
+    remember = measure_remembered(model, setup, recipe, paths)
     shown = judged.get("test", judged["validation"])
     writes = setup.task.packs and not shown.answers
     continuations = _continue(model, setup, recipe, shown.examples) if writes else []
@@ -72,7 +78,8 @@ def opening(example: Example) -> list[int]:
     return ids
 
 
-def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[str, float]:
+def measure_remembered(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[str, float]:
+    """Loss on each source that must not be forgotten, with the model as it stands."""
     losses = {}
     for found in setup.data.remember:
         chosen = choose_rows(found.examples, recipe.evaluate.rows)

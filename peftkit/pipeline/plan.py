@@ -20,6 +20,7 @@ from peftkit.data.views import lengths_of
 from peftkit.errors import RecipeError
 from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
+from peftkit.recipe.ending import keeps_best
 
 if TYPE_CHECKING:
     from peftkit.data.order import Order
@@ -95,8 +96,16 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         base_bytes=sizes.shape.weight_bytes(bytes_a_number),
         memory_bytes={"training": training, "evaluation": evaluation},
         memory_available=own_memory(),
-        disk_bytes=(recipe.train.keep + 1) * sizes.trainable * 12 + sizes.trainable * 4,
+        disk_bytes=_disk_bytes(recipe, sizes.trainable),
     )
+
+
+def _disk_bytes(recipe: Recipe, trainable: int) -> int:
+    """Bytes of all saves at once, one being written among them, and of the adapter."""
+    average = recipe.train.average
+    last, ema = ("none", "none") if average == "none" else (average.last, average.ema)
+    saves = recipe.train.keep + 1 + keeps_best(recipe) + (0 if last == "none" else last)
+    return saves * trainable * (12 if ema == "none" else 16) + trainable * 4
 
 
 def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> tuple[int, Load]:

@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from peftkit.recipe.ending import refuse_what_cannot_end
 from peftkit.recipe.quantized import refuse_what_cannot_work
 from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
 from peftkit.recipe.sections.base import BaseSection
@@ -41,4 +42,5 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _that_can_work(self) -> Self:
         refuse_what_cannot_work(self)
+        refuse_what_cannot_end(self)
         return self
