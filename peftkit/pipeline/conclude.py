@@ -15,6 +15,7 @@ from peftkit.report.card import build_card
 from peftkit.report.page import write_report
 from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.report.wording import UNITS
+from peftkit.train.spikes import find_spikes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -50,7 +51,14 @@ def read_run(run: RunFolder) -> Run:
     )
 
 
-def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after: Judged) -> Run:
+def conclude(
+    run: RunFolder,
+    recipe: Recipe,
+    setup: Setup,
+    before: Judged,
+    after: Judged,
+    drift: Mapping[str, Any],
+) -> Run:
     """Write metrics, findings, samples, report and card of a run whose adapter is saved."""
     steps = describe_end(recipe, run, run.read("plan.json")["steps"])
     last = steps["taken"]
@@ -58,6 +66,8 @@ def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after
         run.append(EVALUATIONS, {"step": last} | after.line)
     metrics = gather_metrics(run, recipe, setup, before, after)
     metrics["steps"] = steps
+    metrics["spikes"] = [spike.facts for spike in find_spikes(run.lines(STEPS))]
+    metrics["drift"] = dict(drift)
     metrics["seen"] = setup.data.seen(last * recipe.train.batch.rows)
     metrics["by_origin"] = _by_origin(setup, before, after)
     run.write("metrics.json", metrics)

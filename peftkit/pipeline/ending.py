@@ -81,7 +81,7 @@ def find_spared(recipe: Recipe, run: RunFolder, step: int) -> set[int]:
         spared.add(best)
     average = recipe.train.average
     if average != "none" and average.last != "none":
-        spared.update(averaged_steps(recipe.train.save_every, average.last, step + 1)[:-1])
+        spared.update(averaged_steps(recipe.train.save_every, average.last, step))
     return spared
 
 

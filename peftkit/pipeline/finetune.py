@@ -37,7 +37,7 @@ from peftkit.pipeline.inspect_rows import (
     say_what_is_wrong,
     told_of_labels,
 )
-from peftkit.pipeline.judge import evaluate_all
+from peftkit.pipeline.judge import evaluate_all, measure_drift
 from peftkit.pipeline.plan import Plan, make_plan
 from peftkit.pipeline.setup import set_up
 from peftkit.pipeline.signals import listen
@@ -177,7 +177,9 @@ def finetune(
                 under=describe(setup.below),
             )
         after = evaluate_all(model, setup, recipe, paths, watch)
-        return processes.tell(conclude(run, recipe, setup, before, after))
+        return processes.tell(
+            conclude(run, recipe, setup, before, after, measure_drift(model, setup))
+        )
 
 
 def _refuse_several(recipe: Recipe, processes: Processes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.evaluate.drift import measure_divergence, measure_update
 from peftkit.evaluate.evaluation import Evaluation, evaluate_set
 from peftkit.evaluate.generation import Answer, answer_all
 from peftkit.evaluate.losses import choose_rows
@@ -93,6 +94,18 @@ def measure_remembered(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -
         )
         losses[chosen[0].source] = rows.per_token
     return losses
+
+
+def measure_drift(model: Any, setup: Setup) -> dict[str, Any]:
+    """How far the model went from its base: in weights, and in what it predicts of general text."""
+    remember = setup.data.remember if setup.task.packs else ()
+    return {
+        "layers": measure_update(model),
+        "divergence": {
+            found.examples[0].source: measure_divergence(model, found.examples, setup.pad_id)
+            for found in remember
+        },
+    }
 
 
 def _continue(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils import get_total_norm
 
-from peftkit.base.targets import BLOCK
+from peftkit.base.targets import block_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,24 +21,14 @@ if TYPE_CHECKING:
 
 EVERY = 20
 """Steps between two looks."""
-OUTSIDE = "outside"
-"""What stands for all that is in no block: embeddings, last norm, head."""
 
 
 def group_by_block(parameters: Mapping[str, Parameter]) -> dict[str, list[Parameter]]:
     """The parameters of each block, in the model's order."""
     found: dict[str, list[Parameter]] = {}
     for name, parameter in parameters.items():
-        found.setdefault(block_of(name), []).append(parameter)
+        found.setdefault(block_name(name), []).append(parameter)
     return found
-
-
-def block_of(name: str) -> str:
-    """A short name of the block that a parameter is in, as `layers.3`."""
-    match = BLOCK.search(name)
-    if match is None:
-        return OUTSIDE
-    return ".".join(name[: match.end() - 1].split(".")[-2:])
 
 
 def norms_of(blocks: Mapping[str, Sequence[Tensor]], whole: float) -> dict[str, float]:
