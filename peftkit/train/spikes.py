@@ -1,12 +1,14 @@
 """Sudden jumps of loss and gradient norm, told from the steps before: a pure function of the log.
 
 What is usual is the median of the recent steps, and how far they stray is their median absolute
-deviation, so that neither a trend nor an earlier jump moves the limit much. Skipped steps count
+deviation, so that neither a trend nor an earlier jump moves the limit much. Gradient norms stray by
+factors, with a long tail upwards, so their logarithms are judged. Skipped steps count
 among the recent ones: a level that has shifted for good is taken for usual after half a window.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -25,12 +27,14 @@ WINDOW = 50
 """Steps that say what is usual."""
 FEWEST = 20
 """Steps before which nothing is usual yet."""
-DEVIATIONS = 8.0
-"""Normal deviations above the median from which a value is no chance."""
+DEVIATIONS = {"loss": 8.0, "gradient": 5.0}
+"""Normal deviations above the median from which a value is no chance; of the norm's logarithm."""
 TIMES = {"loss": 1.5, "gradient": 4.0}
 """Times the median that it must be as well, or where values hardly stray any would be a spike."""
 LEAST = {"loss": 0.5, "gradient": 0.0}
 """How much above the median it must be as well; a loss near zero may be many times itself."""
+TINY, HUGE = 1e-30, 700.0
+"""Of a norm, what stands for zero; of its logarithm, what can still be undone."""
 NORMAL = 1.4826
 """Median absolute deviations of a normal distribution in one of its deviations."""
 
@@ -105,11 +109,20 @@ def find_spike(
     )
     for kind, values, figure in kinds:
         usual = median(values)
-        stray = NORMAL * median(abs(value - usual) for value in values)
-        limit = max(usual + DEVIATIONS * stray, TIMES[kind] * usual, usual + LEAST[kind])
+        limit = max(_out_of_reach(kind, values), TIMES[kind] * usual, usual + LEAST[kind])
         if figure > limit:
             return Spike(step, kind, figure, usual, limit)
     return None
+
+
+def _out_of_reach(kind: Kind, values: Sequence[float]) -> float:
+    """What chance does not come to, by how far the values stray."""
+    if kind == "gradient":
+        values = [math.log(max(value, TINY)) for value in values]
+    usual = median(values)
+    stray = NORMAL * median(abs(value - usual) for value in values)
+    reach = usual + DEVIATIONS[kind] * stray
+    return math.exp(min(reach, HUGE)) if kind == "gradient" else reach
 
 
 def find_spikes(lines: Sequence[Mapping[str, Any]]) -> list[Spike]:

@@ -216,14 +216,16 @@ def test_what_is_off_changes_no_bit(recipe: Path, whole: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def spiky(recipe: Path) -> Path:
-    """A recipe whose every row is alike but one, which comes twice in 120 updates of one row."""
+def spiky(recipe: Path, tiny_llama: Path) -> Path:
+    """Rows that are alike but for one, on a base that has learned; each comes twice, alone."""
     rows = [f"A quiet row, number {n % 10}{n // 10}, of many that are alike." for n in range(59)]
-    odd = "{}[]<>~^|#@$%QWXZ&*()_+=0987?!" * 2
+    odd = "{}[]<>~^|#@$%QWXZ&*()_+="
     (recipe.parent / "odd.txt").write_text("\n".join([*rows, odd]))
     path = recipe.parent / "spiky.yaml"
     path.write_text(
         recipe.read_text()
+        .replace(str(tiny_llama), "builtin:tiny")
+        .replace("learning_rate: 2e-2", "learning_rate: 3e-3")
         .replace("train.txt", "odd.txt")
         .replace("steps: 60", "steps: 120")
         .replace("batch: {rows: 4}", "batch: {rows: 1}")
@@ -250,17 +252,21 @@ def spikes_of(run: Path) -> list[dict[str, Any]]:
 
 def test_an_odd_row_is_a_spike_and_is_told(warned: Path) -> None:
     spikes = spikes_of(warned)
-    assert [spike["kind"] for spike in spikes] == ["loss"]
+    by_step = {line["step"]: line for line in lines(warned, "steps.jsonl")}
+    fewest = min(line["tokens"] for line in by_step.values())
+    odd = [step for step, line in by_step.items() if line["tokens"] == fewest]
+    assert len(odd) == 2
+    assert [spike["step"] for spike in spikes] == [step for step in odd if step > 20]
+    assert {spike["kind"] for spike in spikes} == {"loss"}
     assert spikes[0]["figure"] > spikes[0]["limit"] > spikes[0]["usual"]
     finding = find(warned, "loss-spike")
-    assert finding["severity"] == "note"
+    assert finding["severity"] in ("note", "warning")
     assert f"at step {spikes[0]['step']}" in finding["sentence"]
-    by_step = {line["step"]: line for line in lines(warned, "steps.jsonl")}
     looked_at = [step for step, line in by_step.items() if "blocks" in line]
-    assert looked_at == sorted({20, 40, 60, 80, 100, 120, spikes[0]["step"]})
+    assert looked_at == sorted({*range(20, 121, 20), *(spike["step"] for spike in spikes)})
     for step in looked_at:
         blocks = by_step[step]["blocks"]
-        assert sorted(blocks) == ["layers.0", "layers.1"]
+        assert sorted(blocks) == [f"layers.{number}" for number in range(6)]
         square = sum(norm**2 for norm in blocks.values())
         assert square**0.5 == pytest.approx(by_step[step]["grad_norm"], rel=1e-3)
 
@@ -271,17 +277,17 @@ def test_a_skipped_spike_moves_no_weight_and_the_data_goes_on(
     run = tmp_path / "run"
     settings = {"train.on_spike": "skip", "train.keep": 99, "train.save_every": 1}
     finetune(spiky, run, **settings)
-    (spike,) = spikes_of(run)
-    at = spike["step"]
+    at = spikes_of(run)[0]["step"]
     assert at == spikes_of(warned)[0]["step"]
     assert is_same(weights_of(run, at), weights_of(run, at - 1))
     assert not is_same(weights_of(warned, at), weights_of(warned, at - 1))
     assert is_same(weights_of(run, at), weights_of(warned, at - 1))
     log = lines(run, "steps.jsonl")
-    assert [line["step"] for line in log if line.get("skipped")] == [at]
+    skipped = [line["step"] for line in log if line.get("skipped")]
+    assert skipped == [spike["step"] for spike in spikes_of(run)]
     tokens = [line["tokens"] for line in lines(warned, "steps.jsonl")]
     assert [line["tokens"] for line in log] == tokens
-    assert "1 of these updates were left out" in find(run, "loss-spike")["sentence"]
+    assert f"{len(skipped)} of these updates were left out" in find(run, "loss-spike")["sentence"]
     again = tmp_path / "again"
     shutil.copytree(run, again)
     cut_short(again, at - 3)
@@ -307,22 +313,23 @@ def test_a_spike_may_stop_the_run_with_the_step_before_it_saved(
     assert digest(run) == digest(warned)
 
 
-def test_a_rate_far_too_high_explodes_the_update(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    finetune(recipe, tmp_path / "run", **{"train.learning_rate": 1.0})
+def test_a_rate_far_too_high_explodes_the_update(spiky: Path, warned: Path, tmp_path: Path) -> None:
+    finetune(spiky, tmp_path / "run", **{"train.learning_rate": 0.3, "train.steps": 50})
     assert find(tmp_path / "run", "update-exploded")["severity"] == "warning"
-    assert find(whole, "update-exploded")["severity"] == "ok"
+    assert find(tmp_path / "run", "drift")["severity"] == "warning"
+    assert find(warned, "update-exploded")["severity"] == "ok"
 
 
-def test_a_rate_far_too_low_moves_nothing(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    finetune(recipe, tmp_path / "run", **{"train.learning_rate": 1e-7, "train.steps": 8})
+def test_a_rate_far_too_low_moves_nothing(spiky: Path, warned: Path, tmp_path: Path) -> None:
+    finetune(spiky, tmp_path / "run", **{"train.learning_rate": 1e-7, "train.steps": 50})
     assert find(tmp_path / "run", "update-collapsed")["severity"] == "warning"
-    assert find(whole, "update-collapsed")["severity"] == "ok"
+    assert find(tmp_path / "run", "drift")["severity"] == "ok"
+    assert find(warned, "update-collapsed")["severity"] == "ok"
 
 
 def test_a_stop_almost_at_once_is_a_warning(recipe: Path, patient: Path, tmp_path: Path) -> None:
-    settings = {"train.early_stopping": {"patience": 1}, "train.learning_rate": 1.0}
-    finetune(recipe, tmp_path / "run", **settings)
+    finetune(recipe, tmp_path / "run", **{"train.early_stopping": {"forgetting": 1e-9}})
     finding = find(tmp_path / "run", "stopped-too-early")
     assert finding["severity"] == "warning"
-    assert "4 of 60 steps" in finding["sentence"]
+    assert "after 4 of 60 steps" in finding["sentence"]
     assert find(patient, "stopped-too-early")["severity"] == "ok"

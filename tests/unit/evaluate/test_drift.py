@@ -75,7 +75,7 @@ def test_the_update_of_trained_blocks_is_measured_in_place(tiny_llama: Path) -> 
     found = measure_update(model)
     assert sorted(found) == ["layers.1", "outside"]  # the last norm is in no block
     base = dict(load(tiny_llama).named_parameters())
-    now = dict(model.named_parameters())
+    now = {name: parameter.detach() for name, parameter in model.named_parameters()}
     own = [name for name in base if "layers.1." in name]
     changed = torch.cat([(now[name] - base[name]).flatten() for name in own]).norm()
     whole = torch.cat([base[name].flatten() for name in own]).norm()

@@ -1,4 +1,4 @@
-"""Stopping is a function of the log: each rule fires at the right line, and never changes its mind."""
+"""Stopping is a function of the log: each rule fires at its line, and keeps to it."""
 
 from typing import Any
 
