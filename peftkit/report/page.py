@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from peftkit.errors import WriteError
-from peftkit.report import charts, comparison, data_section, story, tables, wording
+from peftkit.report import charts, comparison, data_section, drift, story, tables, wording
 from peftkit.report.reading import read_run
 from peftkit.report.record import RunFolder
 from peftkit.report.text import build_text
@@ -133,6 +133,7 @@ def _environment() -> Environment:
     }
     environment.filters |= filters
     environment.globals |= {"story": story, "tables": tables, "data_section": data_section}
+    environment.globals["drift_bars"] = drift.drift_bars
     return environment
 
 
