@@ -39,8 +39,9 @@ def jumps(run: Run, kind: str) -> Iterator[Line]:
     """The steps at which the loss, or the gradient norm, jumped."""
     found = [spike for spike in run.spikes if spike.kind == kind]
     if found:
-        steps = tuple(spike.step for spike in found)
-        values = tuple(spike.figure for spike in found)
+        steps = tuple(spike.step for spike in found for _ in range(2))
+        # A gap before each, so that no line leads from one to the next.
+        values = tuple(value for spike in found for value in (None, spike.figure))
         yield Line("Spike", steps, values, "points", "triangle", tone=_JUMP_TONE)
 
 
