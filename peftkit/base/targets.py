@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 BLOCK = re.compile(r"\.(\d+)\.")
+OUTSIDE = "outside"
+"""What stands for all that is in no block: embeddings, the last norm, the head."""
 KEYS_AND_VALUES = (
     *("k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value"),
     *("attention.key", "attention.value", "att_proj", "Wqkv", "self.key", "self.value"),
@@ -163,6 +165,14 @@ def count_blocks(model: Any) -> int:
     """How many blocks the model is stacked from."""
     numbers = {int(match[1]) for name in linear_layers(model) if (match := BLOCK.search(name))}
     return max(numbers) + 1 if numbers else 0
+
+
+def block_name(name: str) -> str:
+    """A short name of the block that a module or parameter is in, as `layers.3`."""
+    match = BLOCK.search(name)
+    if match is None:
+        return OUTSIDE
+    return ".".join(name[: match.end() - 1].split(".")[-2:])
 
 
 def first_block(names: Iterable[str]) -> int:

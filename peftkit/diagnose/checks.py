@@ -6,6 +6,7 @@ Every threshold stands here, written down before the runs it judges.
 from __future__ import annotations
 
 from statistics import fmean
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from peftkit.diagnose.finding import Finding
@@ -93,7 +94,9 @@ def check_forgetting(metrics: Mapping[str, Any]) -> Finding | None:
 
 
 def check_overfitting(
-    evaluations: Sequence[Mapping[str, Any]], steps: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]],
+    steps: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, Any] = MappingProxyType({}),
 ) -> Finding | None:
     """Whether validation loss turned up while training loss went on falling."""
     trained = [line for line in evaluations if line["step"] > 0]
@@ -109,13 +112,17 @@ def check_overfitting(
     )
     if rise <= OVERFITTING or last["loss"] - recent < GAP:
         return Finding("overfitting", "ok", rise, OVERFITTING, sentence)
+    if metrics.get("steps", {}).get("kept", {}).get("steps") == [best["step"]]:
+        kept = f"{sentence}; the weights of step {best['step']} were kept"
+        return Finding("overfitting", "note", rise, OVERFITTING, kept, "more rows would help")
     return Finding(
         "overfitting",
         "warning",
         rise,
         OVERFITTING,
         sentence,
-        f"stop at step {best['step']} (`--set train.steps={best['step']}`), or add rows",
+        f"keep the best with `train.keep_best: on`, or stop at step {best['step']} "
+        f"(`--set train.steps={best['step']}`), or add rows",
     )
 
 

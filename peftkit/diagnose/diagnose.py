@@ -21,6 +21,7 @@ from peftkit.diagnose.repeats import (
     check_leakage,
     check_remembered,
 )
+from peftkit.diagnose.run_checks import check_drift, check_spikes, check_stop, check_update
 from peftkit.diagnose.shares import check_mixture
 from peftkit.diagnose.unfreezing import check_unfreezing
 from peftkit.report.record import EVALUATIONS, STEPS, UNFREEZING
@@ -46,9 +47,12 @@ def diagnose(run: RunFolder) -> list[Finding]:
         check_conflicts(data),
         *check_mixture(metrics, data),
         check_forgetting(metrics),
-        check_overfitting(evaluations, steps),
+        check_overfitting(evaluations, steps, metrics),
         check_learning_rate(steps),
-        check_length(evaluations),
+        *check_spikes(steps),
+        *check_update(metrics),
+        check_drift(metrics),
+        check_stop(metrics) or check_length(evaluations),
         check_unfreezing(run.read(UNFREEZING)),
         *check_answers(metrics),
         *check_data(data, metrics.get("task", "causal-lm")),

@@ -29,7 +29,17 @@ def each_loss(model: Any, batch: Batch) -> Tensor:
 
 
 def token_losses(model: Any, batch: Batch) -> Tensor:
-    """Cross entropy of each position of a text, (rows, time) in float32; 0 where none is trained.
+    """Cross entropy of each position of a text, (rows, time) in float32; 0 if none is trained."""
+    return cross_entropy(
+        token_logits(model, batch).float().flatten(0, 1),
+        batch.targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view_as(batch.targets)
+
+
+def token_logits(model: Any, batch: Batch) -> Tensor:
+    """(rows, time, vocabulary) logits of a text.
 
     No attention mask is passed: padding stands last, where causal attention never looks, and
     documents that share a row are told apart by their positions (with the cache off, without
@@ -39,10 +49,5 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     places = {} if batch.positions is None else {"position_ids": batch.positions}
     with attending(model, batch.lengths):
         logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
-    logits = logits[:, -batch.targets.shape[1] :]
-    return cross_entropy(
-        logits.float().flatten(0, 1),
-        batch.targets.flatten(),
-        ignore_index=IGNORED,
-        reduction="none",
-    ).view_as(batch.targets)
+    found: Tensor = logits[:, -batch.targets.shape[1] :]
+    return found

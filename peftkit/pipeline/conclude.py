@@ -9,11 +9,13 @@ from peftkit.base.machine import peak_memory
 from peftkit.diagnose.diagnose import diagnose
 from peftkit.evaluate.compare import compare, judge
 from peftkit.evaluate.origins import tell_origins_apart
+from peftkit.pipeline.ending import describe_end
 from peftkit.pipeline.samples import gather_samples
 from peftkit.report.card import build_card
 from peftkit.report.page import write_report
 from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.report.wording import UNITS
+from peftkit.train.spikes import find_spikes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -49,11 +51,23 @@ def read_run(run: RunFolder) -> Run:
     )
 
 
-def conclude(run: RunFolder, recipe: Recipe, setup: Setup, before: Judged, after: Judged) -> Run:
+def conclude(
+    run: RunFolder,
+    recipe: Recipe,
+    setup: Setup,
+    before: Judged,
+    after: Judged,
+    drift: Mapping[str, Any],
+) -> Run:
     """Write metrics, findings, samples, report and card of a run whose adapter is saved."""
-    last = run.read("plan.json")["steps"]
-    run.append(EVALUATIONS, {"step": last, "loss": after.sets["validation"].rows.per_token})
+    steps = describe_end(recipe, run, run.read("plan.json")["steps"])
+    last = steps["taken"]
+    if run.lines(EVALUATIONS)[-1]["step"] != last:
+        run.append(EVALUATIONS, {"step": last} | after.line)
     metrics = gather_metrics(run, recipe, setup, before, after)
+    metrics["steps"] = steps
+    metrics["spikes"] = [spike.facts for spike in find_spikes(run.lines(STEPS))]
+    metrics["drift"] = dict(drift)
     metrics["seen"] = setup.data.seen(last * recipe.train.batch.rows)
     metrics["by_origin"] = _by_origin(setup, before, after)
     metrics |= _elsewhere(before, after)

@@ -37,7 +37,7 @@ from peftkit.pipeline.inspect_rows import (
     say_what_is_wrong,
     told_of_labels,
 )
-from peftkit.pipeline.judge import evaluate_all
+from peftkit.pipeline.judge import evaluate_all, measure_drift
 from peftkit.pipeline.plan import Plan, make_plan
 from peftkit.pipeline.rate import settle_rate
 from peftkit.pipeline.setup import set_up
@@ -223,7 +223,7 @@ class Session:
             note_labels(run, model, setup, recipe, plan, watch)
             before = evaluate_all(model, setup, recipe, paths, watch)
         if not run.lines(EVALUATIONS):
-            run.append(EVALUATIONS, {"step": 0, "loss": before.sets["validation"].rows.per_token})
+            run.append(EVALUATIONS, {"step": 0} | before.line)
         job = Job(recipe, setup, run, plan.steps, choices, paths, identity, checkpoint, processes)
         take_steps(model, job, self.requests, watch)
         with self.requests.deferred("the adapter is saved; its evaluation is left"):
@@ -236,7 +236,7 @@ class Session:
                 under=describe(setup.below, recipe.adapter.under_as),
             )
         after = evaluate_all(model, setup, recipe, paths, watch)
-        return conclude(run, recipe, setup, before, after)
+        return conclude(run, recipe, setup, before, after, measure_drift(model, setup))
 
 
 def _refuse_several(recipe: Recipe, processes: Processes) -> None:

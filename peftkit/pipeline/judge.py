@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from peftkit.evaluate.drift import measure_divergence, measure_update
 from peftkit.evaluate.evaluation import Evaluation, evaluate_set
 from peftkit.evaluate.generation import Answer, answer_all
 from peftkit.evaluate.losses import choose_rows
@@ -38,6 +39,12 @@ class Judged:
     """Loss per token on the validation rows of other stages, by their names."""
 
     @property
+    def line(self) -> dict[str, Any]:
+        """What a line of `evaluations.jsonl` says of it."""
+        line: dict[str, Any] = {"loss": self.sets["validation"].rows.per_token}
+        return line | ({"remember": self.remember} if self.remember else {})
+
+    @property
     def shown(self) -> Evaluation:
         """The set that samples come from: test rows where there are any."""
         return self.sets.get("test", self.sets["validation"])
@@ -61,7 +68,7 @@ def evaluate_all(model: Any, setup: Setup, recipe: Recipe, paths: Paths, watch: 
             losses_of=paths.each,
             task=setup.task,
         )
-    remember = _remember(model, setup, recipe, paths)
+    remember = measure_remembered(model, setup, recipe, paths)
     shown = judged.get("test", judged["validation"])
     writes = setup.task.packs and not shown.answers
     continuations = _continue(model, setup, recipe, shown.examples) if writes else []
@@ -74,7 +81,8 @@ def opening(example: Example) -> list[int]:
     return ids
 
 
-def _remember(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[str, float]:
+def measure_remembered(model: Any, setup: Setup, recipe: Recipe, paths: Paths) -> dict[str, float]:
+    """Loss on each source that must not be forgotten, with the model as it stands."""
     losses = {}
     for found in setup.data.remember:
         chosen = choose_rows(found.examples, recipe.evaluate.rows)
@@ -103,6 +111,18 @@ def _elsewhere(model: Any, setup: Setup, paths: Paths) -> dict[str, float]:
         for name, rows in setup.elsewhere.items()
     }
     return {name: rows.per_token for name, rows in measured.items()}
+
+
+def measure_drift(model: Any, setup: Setup) -> dict[str, Any]:
+    """How far the model went from its base: in weights, and in what it predicts of general text."""
+    remember = setup.data.remember if setup.task.packs else ()
+    return {
+        "layers": measure_update(model),
+        "divergence": {
+            found.examples[0].source: measure_divergence(model, found.examples, setup.pad_id)
+            for found in remember
+        },
+    }
 
 
 def _continue(

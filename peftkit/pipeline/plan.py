@@ -23,6 +23,7 @@ from peftkit.pipeline.gradual import begins_of
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
 from peftkit.recipe.sections.pace import OnPlateau
 from peftkit.train.groups import describe_groups
+from peftkit.recipe.ending import keeps_best
 
 if TYPE_CHECKING:
     from peftkit.data.order import Order
@@ -101,16 +102,23 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
         base_bytes=sizes.shape.weight_bytes(bytes_a_number),
         memory_bytes={"training": training, "evaluation": evaluation},
         memory_available=own_memory(),
-        disk_bytes=_checkpoints(recipe) * sizes.trainable * 12 + sizes.trainable * 4,
+        disk_bytes=_disk_bytes(recipe, sizes.trainable),
         groups=describe_groups(
             sizes.learning, recipe.train, begins_of(recipe, sizes.learning.turns, order, steps)
         ),
     )
 
 
-def _checkpoints(recipe: Recipe) -> int:
-    """Most of them at a time: one is being written, and one a thaw may be taken back to."""
-    return recipe.train.keep + 1 + isinstance(recipe.train.unfreeze, OnPlateau)
+def _disk_bytes(recipe: Recipe, trainable: int) -> int:
+    """Bytes of all saves at once, one being written among them, and of the adapter.
+
+    One more is what a thaw may be taken back to.
+    """
+    average = recipe.train.average
+    last, ema = ("none", "none") if average == "none" else (average.last, average.ema)
+    thaw = isinstance(recipe.train.unfreeze, OnPlateau)
+    saves = recipe.train.keep + 1 + keeps_best(recipe) + thaw + (0 if last == "none" else last)
+    return saves * trainable * (12 if ema == "none" else 16) + trainable * 4
 
 
 def fit_memory(recipe: Recipe, setup: Setup, sizes: Sizes, *, logits: bool) -> tuple[int, Load]:

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from peftkit.recipe.following import refuse_what_cannot_follow
+from peftkit.recipe.ending import refuse_what_cannot_end
 from peftkit.recipe.quantized import refuse_what_cannot_work
 from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
 from peftkit.recipe.sections.base import BaseSection
@@ -51,6 +52,7 @@ class Recipe(Section):
     def _that_can_work(self) -> Self:
         refuse_what_cannot_work(self)
         refuse_what_cannot_follow(self.stages)
+        refuse_what_cannot_end(self)
         return self
 
     def stage(self, number: int) -> "Recipe":

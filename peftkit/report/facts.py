@@ -42,6 +42,17 @@ class Evaluation:
     step: int
     loss: float
     interval: Interval | None
+    remembered: Mapping[str, float] = field(default_factory=dict)
+    """Loss on each source that must not be forgotten, where it was measured as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """One step whose loss or gradient norm was far above those before it."""
+
+    step: int
+    kind: str
+    figure: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +264,14 @@ class Run:
     """By stage whose validation rows these are, and then of the base and of each stage."""
     final_needs: tuple[str, ...] = ()
     """Stages without whose adapters the final one means little."""
+    spikes: tuple[Spike, ...] = ()
+    drift: Mapping[str, float] = field(default_factory=dict)
+    """By block, the norm of what changed over that of the weights."""
+    stopped: str | None = None
+    """Why the run ended before its last step."""
+    kept: str = "last"
+    """Which weights it ended with: `last`, `best`, `mean` or `exponential mean`."""
+    kept_steps: tuple[int, ...] = ()
 
     @property
     def split(self) -> str:

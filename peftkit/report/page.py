@@ -21,6 +21,7 @@ from peftkit.report import (
     charts,
     comparison,
     data_section,
+    drift,
     stage_tables,
     story,
     tables,
@@ -142,6 +143,7 @@ def _environment() -> Environment:
     environment.filters |= filters
     pieces = {"story": story, "tables": tables, "data_section": data_section}
     environment.globals |= {**pieces, "stage_tables": stage_tables}
+    environment.globals["drift_bars"] = drift.drift_bars
     return environment
 
 

@@ -23,6 +23,7 @@ from peftkit.report.facts import (
     Scores,
     Seen,
     Speed,
+    Spike,
     Split,
     Stage,
     Step,
@@ -60,6 +61,8 @@ def read_run(run: Path) -> Run:
     verdict = table(metrics.get("verdict"))
     resolved = table(value["recipe.resolved.json"])
     data = table(value["data.json"])
+    taken = table(metrics.get("steps"))
+    kept = table(taken.get("kept"))
     return Run(
         name=label(resolved.get("name")) or tolerant.clean(run.resolve().name),
         folder=tolerant.clean(run.resolve().name),
@@ -105,6 +108,11 @@ def read_run(run: Path) -> Run:
             for name, found in table(metrics.get("losses")).items()
         },
         final_needs=_names(table(metrics.get("final")).get("needs")),
+        spikes=tuple(_spikes(rows(metrics.get("spikes")))),
+        drift=_figures(table(metrics.get("drift")).get("layers")),
+        stopped=text(table(taken.get("stopped")).get("sentence")),
+        kept=label(kept.get("weights")) or "last",
+        kept_steps=_whole_numbers(kept.get("steps")),
     )
 
 
@@ -127,6 +135,23 @@ def _stage(raw: Loose) -> Stage:
         after=number(table(raw.get("after")).get("loss")),
         verdict=text(table(raw.get("verdict")).get("sentence")) or "",
     )
+
+
+def _figures(raw: object) -> dict[str, float]:
+    found = {name: number(value) for name, value in table(raw).items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _whole_numbers(raw: object) -> tuple[int, ...]:
+    found = map(whole, raw if isinstance(raw, list) else ())
+    return tuple(value for value in found if value is not None)
+
+
+def _spikes(lines: tuple[Loose, ...]) -> Iterator[Spike]:
+    for raw in lines:
+        step, figure = whole(raw.get("step")), number(raw.get("figure"))
+        if step is not None and figure is not None:
+            yield Spike(step, label(raw.get("kind")), figure)
 
 
 def _sentence(verdict: Loose) -> str | None:
@@ -271,7 +296,8 @@ def _evaluations(lines: tuple[Loose, ...]) -> tuple[Evaluation, ...]:
     for raw in lines:
         step, loss = whole(raw.get("step")), number(raw.get("loss"))
         if step is not None and step >= 0 and loss is not None:
-            by_step[step] = Evaluation(step, loss, interval(raw.get("interval")))
+            general = _figures(raw.get("remember"))
+            by_step[step] = Evaluation(step, loss, interval(raw.get("interval")), general)
     return tuple(by_step[step] for step in sorted(by_step))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from peftkit.report import charts, series, wording
+from peftkit.report import charts, course, series, wording
 from peftkit.report.charts import Chart, Line
 from peftkit.report.facts import Change, Scores
 from peftkit.report.range_test import draw_range_test
@@ -288,13 +288,15 @@ def _comparison(key: str, models: list[tuple[str, Scores]]) -> Comparison:
 def curves(run: Run) -> list[Chart]:
     """Loss over the steps, then learning rate and gradient norm, each where it was recorded."""
     steps = tuple(step.step for step in run.steps)
-    made = [Chart("loss", "Loss by step", curve_summary(run), loss_lines(run), wording.loss)]
+    losses = (*loss_lines(run), *course.general_lines(run), *course.jumps(run, "loss"))
+    made = [Chart("loss", "Loss by step", curve_summary(run), losses, wording.loss)]
     for key, title, values in (
         ("learning-rate", "Learning rate by step", [step.learning_rate for step in run.steps]),
         ("gradient-norm", "Gradient norm by step", [step.grad_norm for step in run.steps]),
     ):
         line = Line(title.removesuffix(" by step"), steps, tuple(values))
-        made.append(Chart(key, title, _extent(values), (line,), scales=("linear",)))
+        lines = (line, *(course.jumps(run, "gradient") if key == "gradient-norm" else ()))
+        made.append(Chart(key, title, _extent(values), lines, scales=("linear",)))
     return made if run.finder is None else [*made, draw_range_test(run.finder)]
 
 
@@ -323,7 +325,8 @@ def loss_lines(run: Run) -> tuple[Line, ...]:
 
 def curve_summary(run: Run) -> str:
     """The curves in words, for those who do not look at them."""
-    return " ".join(filter(None, [_training(run.steps), _validation(run), _gaps(run.steps)]))
+    said = (_training(run.steps), _validation(run), _gaps(run.steps), course.in_words(run))
+    return " ".join(filter(None, said))
 
 
 def _training(steps: tuple[Step, ...]) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from peftkit.report import data_section, stage_tables, story, tables, wording
+from peftkit.report.drift import drift_bars
 from peftkit.report.reading import read_run
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ def _training(run: Run) -> Iterator[str]:
         yield _grid(curve.columns, curve.rows)
     if curve.note:
         yield prose(curve.note)
+    if item := drift_bars(run):
+        yield _grid((item.label, "Change"), [(bar.name, bar.value) for bar in item.bars])
+        yield item.note
 
 
 def _comparisons(run: Run) -> Iterator[str]:

@@ -12,7 +12,6 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -20,19 +19,24 @@ from peftkit.adapters.weights_file import write_weights
 from peftkit.base.finite import first_not_finite
 from peftkit.disk.digest import sha256_of
 from peftkit.disk.durable import explained, sync, sync_files, whole_folder
-from peftkit.errors import RecipeError
+from peftkit.errors import RecipeError, RunError
+from peftkit.train.average import put
 from peftkit.train.optimizer import read_moments, write_moments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    import torch
+    from torch import Tensor
     from torch.nn import Parameter
 
 MANIFEST = "MANIFEST.json"
 WEIGHTS = "weights.safetensors"
 MOMENTS = "optimizer.safetensors"
 STATE = "state.json"
+AVERAGE = "average.safetensors"
+"""Only where a run keeps an exponential mean of its weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Checkpoint:
     """Of what it belongs to, as they were given when it was saved."""
 
 
-def save_checkpoint(
+def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of, and how long it stays
     root: Path,
     step: int,
     parameters: Mapping[str, Parameter],
@@ -54,11 +58,13 @@ def save_checkpoint(
     digests: Mapping[str, Any],
     keep: int,
     about: Mapping[str, Any] | None = None,
+    average: Mapping[str, Tensor] | None = None,
+    spare: Collection[int] = (),
 ) -> Path:
     """Write `root/step-NNNNNN`, then let older ones go; the last verified one always stays.
 
     The manifest says with `digests` what run the checkpoint is of; `state.json` may say more
-    `about` it.
+    `about` it. An `average` of the weights is kept beside them. Steps to `spare` stay, however old.
 
     Raises:
         RunError: a weight or a moment is not finite.
@@ -68,16 +74,18 @@ def save_checkpoint(
     with whole_folder(final, checkpoint_bytes(parameters)) as building:
         write_weights(parameters, building / WEIGHTS)
         write_weights(read_moments(optimizer, parameters), building / MOMENTS)
+        if average is not None:
+            write_weights(average, building / AVERAGE)
         state = _as_json({**(about or {}), "step": step})
         (building / STATE).write_text(state, encoding="utf-8")
         sync_files(building)
         manifest = {"step": step, "digests": dict(digests), "files": _describe(building)}
         (building / MANIFEST).write_text(seal(manifest), encoding="utf-8")
-    rotate(root, keep)
+    rotate(root, keep, spare)
     return final
 
 
-def rotate(root: Path, keep: int) -> None:
+def rotate(root: Path, keep: int, spare: Collection[int] = ()) -> None:
     """Remove what is older than the newest `keep` usable steps, and what unfinished saves left.
 
     Damaged checkpoints above the newest usable one take no place from those that can be used.
@@ -87,7 +95,8 @@ def rotate(root: Path, keep: int) -> None:
         return
     with explained(root):
         for folder in [f for f in _folders(root) if _step_of(f) <= usable.step][max(keep, 1) :]:
-            shutil.rmtree(folder)
+            if _step_of(folder) not in spare:
+                shutil.rmtree(folder)
         for leftover in root.glob("*.tmp-*"):
             shutil.rmtree(leftover)
         sync(root)
@@ -110,6 +119,23 @@ def find_damage(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def checkpoint_of(root: Path, step: int) -> Checkpoint:
+    """The whole checkpoint of a step.
+
+    Raises:
+        RunError: it is damaged or not there.
+    """
+    folder = root / f"step-{step:06d}"
+    found = _verify(folder)
+    if isinstance(found, str):
+        raise RunError(
+            f"`{folder}` is needed for the weights that the run ends with: {found}",
+            hint="`--fresh` starts over; with `--set train.keep_best=off --set train.average=none` "
+            "and `--allow-change train` the run ends with its last weights",
+        )
+    return found
+
+
 def _verify(folder: Path) -> Checkpoint | str:
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
@@ -122,7 +148,7 @@ def _verify(folder: Path) -> Checkpoint | str:
         return f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         return f"{MANIFEST} cannot be read"
-    if set(listed) != {WEIGHTS, MOMENTS, STATE}:
+    if {*listed} - {AVERAGE} != {WEIGHTS, MOMENTS, STATE}:
         return f"{MANIFEST} does not list the files of a checkpoint"
     if checkpoint.step != _step_of(folder):
         return f"{MANIFEST} is of step {checkpoint.step}"
@@ -149,10 +175,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Put weights and optimizer back as they were, bit for bit."""
-    weights = load_file(checkpoint.folder / WEIGHTS)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    put(parameters, load_file(checkpoint.folder / WEIGHTS))
     write_moments(optimizer, parameters, load_file(checkpoint.folder / MOMENTS))
 
 
@@ -170,6 +193,12 @@ def check_fit(checkpoint: Checkpoint, parameters: Mapping[str, Parameter]) -> No
         problems=[f"`{name}`: {saved.get(name, 'not there')} -> {wanted.get(name, 'not there')}"],
         hint="`--fresh` starts over in this folder; `--out DIR` uses another one",
     )
+
+
+def read_average(checkpoint: Checkpoint) -> dict[str, Tensor] | None:
+    """The exponential mean that was kept with a checkpoint."""
+    path = checkpoint.folder / AVERAGE
+    return load_file(path) if path.exists() else None
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -212,7 +241,7 @@ def _as_json(values: Mapping[str, Any]) -> str:
 
 
 def _not_finite(folder: Path) -> str | None:
-    for name in (WEIGHTS, MOMENTS):
+    for name in (WEIGHTS, MOMENTS, *[AVERAGE] * (folder / AVERAGE).exists()):
         try:
             found = first_not_finite(load_file(folder / name).items())
         except SafetensorError as problem:

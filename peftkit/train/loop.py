@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,20 +21,25 @@ from torch.nn.utils import clip_grad_norm_
 
 from peftkit.errors import RunError
 from peftkit.fast.loss import summed_loss
+from peftkit.train.gradients import EVERY, norms_of
 from peftkit.train.optimizer import set_rate
 from peftkit.train.processes import ALONE
+from peftkit.train.spikes import Lookout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from peftkit.data.batch import Batch, Update
     from peftkit.train.processes import Processes
+    from peftkit.train.spikes import Spike
 
     LossFunction = Callable[[Any, Batch], Tensor]
     """Summed loss of a batch: the plain one, or a fast path that equals it."""
 
+RARE = ("blocks", "skipped")
+"""What few lines of `steps.jsonl` have."""
 OTHERS = 2**32
 """Where seeds of further processes begin, far above the number of any micro-batch."""
 
@@ -54,6 +59,19 @@ class Step:
     tokens: int
     trained_tokens: int
     seconds: float
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    """Gradient norm of each block, at the steps where that was looked at."""
+    spike: Spike | None = None
+    """What was sudden about it."""
+    skipped: bool = False
+    """Whether its update was left out."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `steps.jsonl` says; a spike follows from the lines before."""
+        values = asdict(self)
+        del values["spike"]
+        return {name: value for name, value in values.items() if value or name not in RARE}
 
 
 def train(  # noqa: PLR0913 - what a training run is made of, and nothing besides
@@ -67,14 +85,17 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
     seed: int,
     loss: LossFunction = summed_loss,
     processes: Processes = ALONE,
+    lookout: Lookout | None = None,
 ) -> Iterator[Step]:
     """Update `model` in place, once for each of `steps`, yielding after each.
 
     Stops before an update whose loss or gradient is not finite: nothing non-finite is ever applied.
+    What it does at one that is finite but far above those before, `lookout` says.
     All `processes` begin with the weights of the first, and end each step with the same.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
+    lookout = lookout or Lookout()
     processes.take_from_first(parameters)
     for step in steps:
         started = time.perf_counter()
@@ -93,12 +114,17 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
                 hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
                 "was kept",
             )
-        set_rate(optimizer, rate(step))
-        optimizer.step()
+        spike = lookout.judge(step, mean, norm)
+        skipped = spike is not None and lookout.action == "skip"
+        look = bool(lookout.blocks) and (spike is not None or step % EVERY == 0)
+        blocks = norms_of(lookout.blocks, norm) if look else {}
+        if not skipped:
+            set_rate(optimizer, rate(step))
+            optimizer.step()
         optimizer.zero_grad(set_to_none=False)  # flat gradients keep their places
         seconds = time.perf_counter() - started
         counted = (update.real_tokens, update.trained_tokens)
-        yield Step(step, mean, norm, rate(step), *counted, seconds)
+        yield Step(step, mean, norm, rate(step), *counted, seconds, blocks, spike, skipped)
 
 
 def accumulate(

@@ -18,6 +18,7 @@ from peftkit.recipe.sections.section import (
     Section,
     Share,
 )
+from peftkit.recipe.sections.stopping import Average, Stopping
 
 SCHEDULES = Literal[
     "constant",
@@ -106,6 +107,14 @@ class TrainSection(Section):
     """Decay of matrices only; biases and norms never decay."""
     max_grad_norm: PositiveNumber = 1.0
     """Gradients are scaled down to this norm."""
+    early_stopping: Stopping = "none"
+    """What ends the run before its last step."""
+    keep_best: Literal["auto", "on", "off"] = "auto"
+    """The run ends with the weights of its lowest validation loss; `auto`: if it may stop early."""
+    average: Average = "none"
+    """The run ends with averaged weights instead of the last."""
+    on_spike: Literal["warn", "skip", "stop"] = "warn"
+    """At a sudden jump of loss or gradient norm: say so, leave the update out, or save and stop."""
     save_every: Count = 100
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 3

@@ -133,6 +133,16 @@ def test_whether_validation_turned_up_while_training_fell(
         assert "--set train.steps=200" in finding.advice
 
 
+def test_that_validation_turned_up_is_a_note_where_the_best_was_kept() -> None:
+    lines = evaluations(3.0, 2.0, 1.5, 2.5)
+    kept = {"steps": {"kept": {"weights": "best", "steps": [200]}}}
+    finding = found(check_overfitting(lines, LOW, kept))
+    assert (finding.severity, finding.figure) == ("note", pytest.approx(2.5 / 1.5 - 1))
+    assert "the weights of step 200 were kept" in finding.sentence
+    mean = {"steps": {"kept": {"weights": "mean", "steps": [200, 300]}}}
+    assert found(check_overfitting(lines, LOW, mean)).severity == "warning"
+
+
 @pytest.mark.parametrize("losses", [(), (3.0,), (3.0, 2.0)])
 def test_one_evaluation_turns_nowhere(losses: tuple[float, ...]) -> None:
     assert check_overfitting(evaluations(*losses), LOW) is None

@@ -24,7 +24,7 @@ def folder(
     run.write("metrics.json", metrics)
     run.write("data.json", {"validation": rows, "test": None, "leakage": leakage})
     for step in range(1, 21):
-        run.append(STEPS, {"step": step, "loss": 0.5})
+        run.append(STEPS, {"step": step, "loss": 0.5, "grad_norm": 1.0})
     for step, value in ((0, 3.0), (10, 1.5), (20, last)):
         run.append(EVALUATIONS, {"step": step, "loss": value})
     return run
@@ -35,7 +35,7 @@ def test_a_sound_run_is_told_what_was_checked(tmp_path: Path) -> None:
     assert {finding.severity for finding in findings} == {"ok"}
     assert {finding.id for finding in findings} == {
         *("no-effect", "leakage", "forgetting", "overfitting", "learning-rate-too-high"),
-        *("stopped-too-early", "stop-token", "repetition"),
+        *("stopped-too-early", "stop-token", "repetition", "loss-spike", "gradient-spike"),
     }
 
 

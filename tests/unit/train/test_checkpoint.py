@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,16 @@ from torch.nn import Parameter
 
 from peftkit.errors import RecipeError, RunError, WriteError
 from peftkit.train.checkpoint import (
+    AVERAGE,
     MANIFEST,
     MOMENTS,
     STATE,
     WEIGHTS,
     check_fit,
+    checkpoint_of,
     find_damage,
     newest_checkpoint,
+    read_average,
     read_state,
     restore,
     rotate,
@@ -160,6 +164,32 @@ def test_the_last_whole_one_is_never_rotated_away(tmp_path: Path) -> None:
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found.step == 10
+
+
+def test_spared_saves_outlive_newer_ones(tmp_path: Path) -> None:
+    save_some(tmp_path, steps=(10, 20, 30, 40), keep=9)
+    rotate(tmp_path, keep=1, spare={20})
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["step-000020", "step-000040"]
+
+
+def test_an_average_is_kept_checked_and_read(tmp_path: Path) -> None:
+    parameters = make_parameters(0)
+    optimizer = make_optimizer(parameters, weight_decay=0.1)
+    mean = {name: 2 * p.detach() for name, p in parameters.items()}
+    settings: dict[str, Any] = {"digests": {}, "keep": 9}
+    save_checkpoint(tmp_path, 1, parameters, optimizer, **settings)
+    save_checkpoint(tmp_path, 2, parameters, optimizer, **settings, average=mean)
+    assert read_average(checkpoint_of(tmp_path, 1)) is None
+    found = read_average(checkpoint_of(tmp_path, 2))
+    assert found is not None
+    assert all(torch.equal(found[name], value) for name, value in mean.items())
+    path = tmp_path / "step-000002" / AVERAGE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert find_damage(path.parent) == f"{AVERAGE} is not what was written"
+    with pytest.raises(RunError, match=f"needed for the weights.*{AVERAGE} is not"):
+        checkpoint_of(tmp_path, 2)
 
 
 def test_a_save_that_cannot_be_written_leaves_the_older_ones(tmp_path: Path) -> None:
