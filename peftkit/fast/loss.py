@@ -36,13 +36,28 @@ def token_losses(model: Any, batch: Batch) -> Tensor:
     which transformers would not look for them), or by their lengths in a flat row. An adapter that
     puts embeddings before the text has logits of these as well, which come first.
     """
-    places = {} if batch.positions is None else {"position_ids": batch.positions}
-    with attending(model, batch.lengths):
-        logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
-    logits = logits[:, -batch.targets.shape[1] :]
     return cross_entropy(
-        logits.float().flatten(0, 1),
+        _logits_of(model, batch).float().flatten(0, 1),
         batch.targets.flatten(),
         ignore_index=IGNORED,
         reduction="none",
     ).view_as(batch.targets)
+
+
+def trained_scores(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Scores of every class or token where one is to be told, (places, classes), and which it is.
+
+    For tasks whose loss is a cross entropy over classes or tokens.
+    """
+    scores = _logits_of(model, batch) if batch.task.packs else outputs_of(model, batch)
+    targets = batch.targets.flatten()
+    places = (targets != IGNORED).nonzero()[:, 0]
+    flat = scores.reshape(-1, scores.shape[-1])
+    return flat.index_select(0, places).float(), targets[places]
+
+
+def _logits_of(model: Any, batch: Batch) -> Tensor:
+    places = {} if batch.positions is None else {"position_ids": batch.positions}
+    with attending(model, batch.lengths):
+        logits: Tensor = model(input_ids=batch.inputs, use_cache=False, **places).logits
+    return logits[:, -batch.targets.shape[1] :]

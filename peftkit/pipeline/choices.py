@@ -37,7 +37,9 @@ from peftkit.fast.refusals import refuse_shared_rows
 from peftkit.fast.varlen import FlatRowError, disable, enable
 from peftkit.pipeline.plan import fit_memory
 from peftkit.pipeline.setup import measure_sizes
+from peftkit.recipe.sections.regularize import acting
 from peftkit.train.loop import accumulate
+from peftkit.train.regularize.terms import ruled_out
 from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
 if TYPE_CHECKING:
@@ -137,8 +139,15 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     )
     documents = setup.data.train.examples[: recipe.train.batch.rows]
     first = make_update(documents, layout).micro_batches[0].to(setup.device)
-    head, why["head"] = choose_head(model, fast, first)
-    frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
+    refused = ruled_out(list(acting(recipe.train.regularize)))
+    if "head" in refused:
+        head, why["head"] = None, refused["head"]
+    else:
+        head, why["head"] = choose_head(model, fast, first)
+    if "frozen" in refused:
+        frozen, why["frozen"] = False, refused["frozen"]
+    else:
+        frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
     rows, recomputed, why["recompute"] = _choose_memory(recipe, setup, plan, model, head)
     paged, why["paged"] = _choose_pages(recipe, setup)
     choices = Choices(

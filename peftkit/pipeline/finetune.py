@@ -43,6 +43,7 @@ from peftkit.pipeline.setup import set_up
 from peftkit.pipeline.signals import listen
 from peftkit.pipeline.steps import Job, take_steps
 from peftkit.pipeline.watch import Silent
+from peftkit.recipe.sections.regularize import acting
 from peftkit.report.record import EVALUATIONS, check_space
 from peftkit.train.checkpoint import check_fit, newest_checkpoint
 from peftkit.train.processes import join
@@ -151,7 +152,8 @@ def finetune(
         _say_what_is_there(prepared, watch)
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
-        model = load_adapted(recipe, setup, fresh=checkpoint is None)
+        fresh = checkpoint is None or "decay_to_init" in acting(recipe.train.regularize)
+        model = load_adapted(recipe, setup, fresh=fresh)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)

@@ -17,6 +17,7 @@ from peftkit.data.batch import stream_updates
 from peftkit.evaluate.losses import choose_rows
 from peftkit.evaluate.predictions import measure_rows
 from peftkit.pipeline.identity import with_versions
+from peftkit.pipeline.regularization import add_terms
 from peftkit.pipeline.signals import Interrupted, stopped
 from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.train.checkpoint import restore, save_checkpoint
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from peftkit.train.checkpoint import Checkpoint
     from peftkit.train.loop import Step
     from peftkit.train.processes import Processes
+    from peftkit.train.regularize.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Job:
 def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
     """Take every step that is still to be taken, from the newest checkpoint on."""
     parameters = trainable(model)
+    terms = add_terms(model, job, watch)  # before what was trained is put back
     optimizer = make_optimizer(
         parameters,
         weight_decay=job.recipe.train.weight_decay,
@@ -74,7 +77,7 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
         _take_up(model, job, done, watch)
     finished = "every step is taken and saved; the evaluation is left"
     with requests.deferred(finished), watch.progress(job.steps, "training") as show:
-        for step in _steps(model, job, optimizer, done):
+        for step in _steps(model, job, optimizer, done, terms):
             if processes.first:
                 _record(model, job, step, requests, show)
             last = step.step == job.steps
@@ -87,7 +90,9 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
                 raise stopped(number, f"step {step.step} of {job.steps} is saved")
 
 
-def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) -> Iterator[Step]:
+def _steps(
+    model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int, terms: Terms | None
+) -> Iterator[Step]:
     train_section = job.recipe.train
     updates = stream_updates(
         job.setup.data.train.examples,
@@ -116,7 +121,8 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
         rate,
         steps=range(done + 1, job.steps + 1),
         max_grad_norm=train_section.max_grad_norm,
-        loss=job.paths.summed,
+        loss=terms.loss if terms else job.paths.summed,
+        penalties=terms.penalties if terms else None,
         seed=job.recipe.seed,
         processes=job.processes,
     )
@@ -142,7 +148,10 @@ def _take_up(model: Any, job: Job, done: int, watch: Watch) -> None:
 
 def _record(model: Any, job: Job, step: Step, requests: Requests, show: Progress) -> None:
     """Log a step, show it, and evaluate after it if that is due."""
-    job.run.append(STEPS, asdict(step))
+    line = asdict(step)
+    if not step.penalty:
+        del line["penalty"]
+    job.run.append(STEPS, line)
     pace = step.tokens / max(step.seconds, 1e-9)
     show(step.step, loss=step.loss, tokens_per_second=pace)
     with suppress(Interrupted), requests.at_once():

@@ -13,6 +13,7 @@ Names = tuple[str, ...]
 
 _MODEL: Names = ("base", "model")
 _UNDER: Names = ("adapter", "under")
+_REGULARIZE: Names = ("train", "regularize")
 _SOURCES: frozenset[Names] = frozenset(
     {
         ("data", "train"),
@@ -62,6 +63,8 @@ def _is_path(text: str, folder: Path, at: Names) -> bool:
         return names_a_folder(text, folder)
     if at == _UNDER:
         return text != "none"
+    if at[:2] == _REGULARIZE:
+        return at[3:] == ("source",)
     return at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"}
 
 

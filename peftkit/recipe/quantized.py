@@ -24,7 +24,7 @@ a quantized base, whose norms and biases stay as they are."""
 EXACT = ("pissa", "olora")
 """Variants of LoRA that start from the base's weights as they were published."""
 
-Place = tuple[str, str]
+Place = tuple[str | int, ...]
 
 
 def spell_out(values: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def spell_out(values: dict[str, Any]) -> dict[str, Any]:
     if said != QUANTIZED:
         why = f"`adapter.method: qlora` is short for `lora` on `{QUANTIZED}`, and this says"
         instead = f"; `adapter.method: lora` goes with `{said}`"
-        raise _refused({("base", "quantize"): f"{why} `{said}`{instead}"})
+        raise refused({("base", "quantize"): f"{why} `{said}`{instead}"})
     whole = {**base, "quantize": QUANTIZED}
     return {**values, "base": whole, "adapter": {**adapter, "method": METHOD}}
 
@@ -52,7 +52,7 @@ def refuse_what_cannot_work(recipe: Recipe) -> None:
         ValidationError: a key of `base` or `adapter` cannot go with another.
     """
     if problems := dict(_problems(recipe)):
-        raise _refused(problems)
+        raise refused(problems)
 
 
 def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
@@ -84,7 +84,7 @@ def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refused(problems: dict[Place, str]) -> ValidationError:
+def refused(problems: dict[Place, str]) -> ValidationError:
     """What pydantic raises for keys at these places, so that messages find their lines."""
     return ValidationError.from_exception_data(
         "Recipe",

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from peftkit.recipe.quantized import refuse_what_cannot_work
+from peftkit.recipe.regularized import refuse_what_cannot_be_added
 from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
 from peftkit.recipe.sections.base import BaseSection
 from peftkit.recipe.sections.data import DataSection
@@ -41,4 +42,5 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _that_can_work(self) -> Self:
         refuse_what_cannot_work(self)
+        refuse_what_cannot_be_added(self)
         return self

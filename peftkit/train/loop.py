@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     LossFunction = Callable[[Any, Batch], Tensor]
     """Summed loss of a batch: the plain one, or a fast path that equals it."""
+    Penalties = Callable[[Any, int, Update], dict[str, Tensor]]
+    """Adds gradients beside those of a step's data, and says by name how large each term is."""
 
 OTHERS = 2**32
 """Where seeds of further processes begin, far above the number of any micro-batch."""
@@ -50,6 +52,8 @@ class Step:
     tokens: int
     trained_tokens: int
     seconds: float
+    penalty: dict[str, float] = field(default_factory=dict)
+    """What was added to the loss, by name; `loss` is of the data alone."""
 
 
 def train(  # noqa: PLR0913 - what a training run is made of, and nothing besides
@@ -62,6 +66,7 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
     max_grad_norm: float,
     seed: int,
     loss: LossFunction = summed_loss,
+    penalties: Penalties | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[Step]:
     """Update `model` in place, once for each of `steps`, yielding after each.
@@ -78,10 +83,12 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
         model.train()  # the caller may have evaluated since the last step
         own_seed = seed_of(seed, step, processes.rank)
         total = accumulate(model, update, device, seed=own_seed, loss=loss)
+        terms = penalties(model, step, update) if penalties else {}
         if processes.world > 1:
-            processes.add_up([total, *_gradients(parameters)])
+            processes.add_up([total, *terms.values(), *_gradients(parameters)])
         size = clip_grad_norm_(parameters, max_grad_norm)
-        mean, norm = torch.stack([total, size]).tolist()  # the one wait of a step
+        told = torch.stack([total, size, *terms.values()]).tolist()  # the one wait of a step
+        mean, norm = told[:2]
         if not math.isfinite(mean) or not math.isfinite(norm):
             raise RunError(
                 f"training diverged at step {step}: loss {mean:.4g}, gradient norm {norm:.4g}",
@@ -93,7 +100,8 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
         optimizer.zero_grad(set_to_none=False)  # flat gradients keep their places
         seconds = time.perf_counter() - started
         counted = (update.real_tokens, update.trained_tokens)
-        yield Step(step, mean, norm, rate(step), *counted, seconds)
+        added = dict(zip(terms, told[2:], strict=True))
+        yield Step(step, mean, norm, rate(step), *counted, seconds, added)
 
 
 def accumulate(

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from peftkit.recipe.sections.regularize import Entry, twice
 from peftkit.recipe.sections.section import (
     Auto,
     Count,
@@ -65,6 +66,20 @@ FastPaths = Annotated[
 ]
 
 
+def _once_each(entries: Any) -> Any:
+    if name := twice(entries):
+        msg = f"`{name}` stands there twice; keep one"
+        raise ValueError(msg)
+    return entries
+
+
+Regularize = Annotated[
+    tuple[Entry, ...],
+    AfterValidator(_once_each),
+    Expected("a list such as `[{l2sp: 0.01}, {label_smoothing: 0.1}]`"),
+]
+
+
 class TrainSection(Section):
     """One training run."""
 
@@ -87,6 +102,9 @@ class TrainSection(Section):
     """Decay of matrices only; biases and norms never decay."""
     max_grad_norm: PositiveNumber = 1.0
     """Gradients are scaled down to this norm."""
+    regularize: Regularize = ()
+    """What is added to the loss, such as `[{l2sp: 0.01}, {label_smoothing: 0.1}]`; all of it adds
+    up, and a strength of 0 is as if it were not there."""
     save_every: Count = 100
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 3
