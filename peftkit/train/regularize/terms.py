@@ -125,9 +125,7 @@ class Terms:
         if self.general is not None:
             torch.manual_seed(mix(seed_of(self.seed, step, self.processes.rank), GENERAL))
             rows = self.general.at(step, self.processes.rank, self.processes.world)
-            found["kl"] = distill(
-                model, rows, self.distillation.strength, self.distillation.top
-            )
+            found["kl"] = distill(model, rows, self.distillation.strength, self.distillation.top)
         for name, used in (("r_drop", self.r_drop), ("label_smoothing", self.smoothing)):
             if used:
                 value = self._within.pop(name, nothing) / max(update.trained_tokens, 1)
