@@ -51,7 +51,7 @@ def compare_curves(runs: Runs) -> list[dict[str, float]]:
 
 
 def compare_targets(runs: Runs) -> dict[str, Any]:
-    """All linear layers against attention alone, each at the rate that is best for it on average."""
+    """All linear layers against attention alone, each at the rate that is best for it."""
     best = {}
     for kind in ("all-linear", "attention"):
         names = dict.fromkeys(r["arm"] for r in runs if r["arm"].startswith(f"lora {kind} "))

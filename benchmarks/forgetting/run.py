@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 from arms import ARMS, STAGES, Arm
 from judge import summarize
 from material import write_material

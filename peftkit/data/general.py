@@ -1,4 +1,4 @@
-"""General text that a run looks at beside the rows it learns, kept apart from what it is judged by."""
+"""General text beside the rows that are learned, kept apart from what a run is judged by."""
 
 from __future__ import annotations
 

@@ -152,8 +152,7 @@ def finetune(
         _say_what_is_there(prepared, watch)
         checkpoint, identity = prepared.checkpoint, prepared.identity
         processes.tell(Start(recipe, run, plan.steps, setup.dtype, identity, checkpoint))
-        fresh = checkpoint is None or "decay_to_init" in acting(recipe.train.regularize)
-        model = load_adapted(recipe, setup, fresh=fresh)
+        model = load_adapted(recipe, setup, fresh=checkpoint is None)
         if checkpoint is not None:
             check_fit(checkpoint, trainable(model))
         choices = _settle(loaded, run, prepared, model, processes)
@@ -195,8 +194,9 @@ def load_adapted(recipe: Recipe, setup: Setup, *, fresh: bool = False) -> Any:
     """The base with the recipe's fresh adapter, above the frozen one it may name.
 
     A `fresh` one may start from documents, or from what quantizing rounded away; one that goes on,
-    or is told its numbers, does not.
+    or is told its numbers, does not, unless it is to be pulled to where it started.
     """
+    fresh = fresh or "decay_to_init" in acting(recipe.train.regularize)
     base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
     model = attach_over(
         base.model,

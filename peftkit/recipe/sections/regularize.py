@@ -1,4 +1,4 @@
-"""The entries of `train.regularize`: what is added to the loss so that a run does not go too far."""
+"""The entries of `train.regularize`: what is added to the loss against going too far."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -59,7 +59,7 @@ class NeftuneSection(Section):
     """Noise on the embeddings of what is read, while training only (NEFTune)."""
 
     strength: Strength
-    """Size of the noise of a whole text; each number gets it over the root of how many there are."""
+    """Size of a text's noise; each number gets it over the root of how many there are."""
 
 
 class LabelSmoothingSection(Section):

@@ -1,7 +1,7 @@
-"""Decay to the start: half the squared distance of the parameters themselves from where they began.
+"""Decay to the start: half the squared distance of the parameters from where they began.
 
-`a/2 · Σ ‖p − p₀‖²` (L2 Init; Kumar et al., 2023). Of LoRA it is of `A` and `B` each, so it says more
-than the change of the weights does; it fits every method, `prefix` and `ia3` as well.
+`a/2 · Σ ‖p − p₀‖²` (L2 Init; Kumar et al., 2023). Of LoRA it is of `A` and `B` each, and not of
+what they do together; it fits every method, `prefix` and `ia3` as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Elastic weight consolidation: a change costs as much as general text depends on the weight.
 
-`a/2 · Σ F · (ΔW)²` (Kirkpatrick et al., 2017), with `a/2` and not `a`, and `F` from single documents
-(`fisher`). It needs the change number by number, so LoRA's product is formed, for one layer at a
-time, and forgotten once its gradients are taken.
+`a/2 · Σ F · (ΔW)²` (Kirkpatrick et al., 2017), with `a/2` and not `a`, and `F` from single
+documents (`fisher`). It needs the change number by number, so LoRA's product is formed, for one
+layer at a time, and forgotten once its gradients are taken.
 """
 
 from __future__ import annotations

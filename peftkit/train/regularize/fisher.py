@@ -1,8 +1,8 @@
 """How much documents depend on each weight: the diagonal of their Fisher information.
 
-`F = mean over documents of (∂ log p(document) / ∂w)²`, where a document's log-likelihood is that of
-its mean trained token, as the run's own loss is. The square is of each document's own gradient: that
-of a batch's mean gradient would be about a batch's size too small, and differ from run to run.
+`F = mean over documents of (∂ log p(document) / ∂w)²`, where a document's log-likelihood is that
+of its mean trained token, as the run's own loss is. The square is of each document's own gradient:
+that of a batch's mean gradient would be about a batch's size too small.
 
 One document goes through the model at a time. The gradient of a linear layer's weight is the sum
 over tokens of (gradient of its output) ⊗ (its input), so hooks give it for layers whose weight is

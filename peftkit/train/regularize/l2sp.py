@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-
 from peftkit.train.regularize.penalty import add_up
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Label smoothing: a share of each target is spread evenly over all classes.
 
-`a · (mean over classes of −log p − (−log p of the target))` beside the cross entropy (Szegedy et al.,
+`a · (log p of the target − mean over classes of log p)` beside the cross entropy (Szegedy et al.,
 2016): together the cross entropy with the smoothed target, as torch's `label_smoothing` has it.
 """
 

@@ -1,4 +1,4 @@
-"""The parts that training changes: layers with an update, heads, and what has a start of its own."""
+"""What training changes: layers with an update, new heads, and what has a start of its own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """R-Drop: two passes that differ by dropout alone are to agree.
 
-`a/4 · (KL(p₁ ‖ p₂) + KL(p₂ ‖ p₁))` beside the mean loss of the two passes (Liang et al., 2021): half of
-the paper's sum of both losses and `a/2` of both divergences, so that the loss, and with it the
-learning rate, stays that of a plain run.
+`a/4 · (KL(p₁ ‖ p₂) + KL(p₂ ‖ p₁))` beside the mean loss of the two passes (Liang et al., 2021):
+half of the paper's sum of both losses and `a/2` of both divergences, so that the loss, and with it
+the learning rate, stays that of a plain run.
 """
 
 from __future__ import annotations
