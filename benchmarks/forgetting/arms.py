@@ -28,6 +28,7 @@ data:
 train: {{steps: 120, batch: {{rows: 16}}, learning_rate: 3e-3, threads: 1}}
 evaluate: {{every: 1000}}
 """
+SEEDS = (0, 1, 2)
 STAGES = {"text": TEXT, "topics": TOPICS}
 RATE = 3e-3
 """The best of four for full training in an earlier, smaller trial."""
@@ -41,13 +42,19 @@ class Arm:
     group: str
     settings: tuple[dict[str, Any], ...]
     stages: tuple[str, ...] = ("text",)
+    seeds: tuple[int, ...] = SEEDS
 
 
-def _full(name: str, **more: Any) -> Arm:
+BEST = 1e-2
+"""The best of three for LoRA on either kind of layers, with the first seed."""
+FIRST = (0,)
+"""The seed that a rate is chosen with, and that the ends of a sweep are taken with."""
+
+
+def _full(name: str, seeds: tuple[int, ...] = SEEDS, **more: Any) -> Arm:
     settings = {"adapter.method": "full", "train.learning_rate": RATE}
-    return Arm(
-        name, "regularizers", (settings | {k.replace("__", "."): v for k, v in more.items()},)
-    )
+    named = {key.replace("__", "."): value for key, value in more.items()}
+    return Arm(name, "regularizers", (settings | named,), seeds=seeds)
 
 
 def _entry(kind: str, strength: float, source: str = "") -> str:
@@ -63,7 +70,8 @@ def _lora(targets: str, rank: int, rate: float) -> Arm:
         "adapter.targets": names.get(targets, targets),
         "train.learning_rate": rate,
     }
-    return Arm(f"lora {targets} {rate:g}", "targets", (settings,))
+    seeds = SEEDS if rate == BEST else FIRST
+    return Arm(f"lora {targets} {rate:g}", "targets", (settings,), seeds=seeds)
 
 
 def _domain(name: str, text: str | None) -> Arm:
@@ -84,11 +92,14 @@ ARMS = (
     _full("full"),
     _full("replay 5 %", data__replay=REPLAY),
     *(
-        _full(f"ewc {s}", train__regularize=_entry("ewc", s, ", rows: 64"))
-        for s in (100, 300, 1000, 3000)
+        _full(f"ewc {s}", seeds, train__regularize=_entry("ewc", s, ", rows: 64"))
+        for s, seeds in ((100, FIRST), (300, SEEDS), (1000, SEEDS), (3000, SEEDS))
     ),
-    *(_full(f"l2sp {s}", train__regularize=_entry("l2sp", s)) for s in (0.01, 0.03, 0.1, 0.3)),
-    *(_full(f"kl {s}", train__regularize=_entry("kl", s, ", rows: 2")) for s in (0.3,)),
+    *(
+        _full(f"l2sp {s}", seeds, train__regularize=_entry("l2sp", s))
+        for s, seeds in ((0.01, FIRST), (0.03, SEEDS), (0.1, SEEDS), (0.3, SEEDS))
+    ),
+    _full("kl 0.3", train__regularize=_entry("kl", 0.3, ", rows: 2")),
     *(_lora("all-linear", 8, rate) for rate in (3e-3, 1e-2, 3e-2)),
     *(_lora("attention", 22, rate) for rate in (3e-3, 1e-2, 3e-2)),
     _domain("task", None),

@@ -28,8 +28,8 @@ def refuse_what_cannot_be_added(recipe: Recipe) -> None:
     names = [next(iter(entry.model_fields_set)) for entry in recipe.train.regularize]
     found = {name: sentence for name, sentence in _problems(recipe) if sentence}
     if found:
-        at = {("train", "regularize", names.index(name), name): found[name] for name in found}
-        raise refused(at)
+        places = {name: ("train", "regularize", names.index(name), name, name) for name in found}
+        raise refused({places[name]: sentence for name, sentence in found.items()})
 
 
 def _problems(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -66,6 +66,10 @@ FastPaths = Annotated[
 ]
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _once_each(entries: Any) -> Any:
     if name := twice(entries):
         msg = f"`{name}` stands there twice; keep one"
@@ -75,6 +79,7 @@ def _once_each(entries: Any) -> Any:
 
 Regularize = Annotated[
     tuple[Entry, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=tuple[Entry, ...]),
     AfterValidator(_once_each),
     Expected("a list such as `[{l2sp: 0.01}, {label_smoothing: 0.1}]`"),
 ]

@@ -66,7 +66,7 @@ def _gradients_of(
             hooks.enter_context(_reaching(model))
         for name, layer in layers.items():
             hooks.enter_context(_watching(layer, name, found))
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()
     for name, parameter in parameters.items():
         if parameter.grad is None:
             found[name] = torch.zeros_like(parameter, dtype=torch.float32)

@@ -65,7 +65,7 @@ def distill(model: Any, update: Update, strength: float, top: Top = "all") -> Te
         model.train()
         found, _ = trained_scores(model, placed)
         share = strength * divergence(wanted, found, top).sum() / max(update.trained_tokens, 1)
-        share.backward()  # type: ignore[no-untyped-call]
+        share.backward()
         total += share.detach()
     return total
 

@@ -7,6 +7,7 @@ what is drawn; that follows from seed, step and micro-batch, as dropout does.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ def noise(model: Any, batch: Batch, strength: float) -> Iterator[None]:
         if inputs[0].data_ptr() != batch.inputs.data_ptr():  # what a decoder writes, say
             return output
         drawn = torch.empty_like(output).uniform_(-1, 1)
-        return output + drawn * (sizes[..., None] * output.shape[-1] ** -0.5).to(output.dtype)
+        each = sizes[..., None] / math.sqrt(output.shape[-1])
+        return output + drawn * each.to(output.dtype)
 
     handle = unwrap(model).get_input_embeddings().register_forward_hook(disturb)
     try:

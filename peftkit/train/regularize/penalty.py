@@ -16,6 +16,6 @@ def add_up(pieces: Iterable[Tensor]) -> Tensor:
     """The sum of the pieces, whose gradients are added to those of the parameters one by one."""
     total = torch.zeros(())
     for piece in pieces:
-        piece.backward()  # type: ignore[no-untyped-call]
+        piece.backward()
         total = total.to(piece.device) + piece.detach()
     return total

@@ -105,7 +105,8 @@ class Terms:
         data = torch.stack([cross_entropy(s, targets, reduction="sum") for s, _ in passes]).mean()
         added = torch.zeros_like(data)
         if self.r_drop:
-            added = added + self._note("r_drop", disagreement(*(s for s, _ in passes), self.r_drop))
+            (one, _), (other, _) = passes
+            added = added + self._note("r_drop", disagreement(one, other, self.r_drop))
         if self.smoothing:
             each = [smoothing(scores, targets, self.smoothing) for scores, _ in passes]
             added = added + self._note("label_smoothing", torch.stack(each).mean())
@@ -154,7 +155,9 @@ def make_terms(model: Any, wanted: Mapping[str, Any], around: Surroundings) -> T
         _penalties(model, wanted, around) if around.processes.first else _same_names(wanted),
         kl,
         General(around.general["kl"], kl.rows, around.layout, around.seed) if kl else None,
-        *(_strength(wanted, name) for name in ("label_smoothing", "r_drop", "neftune")),
+        _strength(wanted, "label_smoothing"),
+        _strength(wanted, "r_drop"),
+        _strength(wanted, "neftune"),
     )
 
 

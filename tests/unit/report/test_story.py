@@ -126,3 +126,18 @@ def test_the_best_validation_loss_is_told(tmp_path: Path) -> None:
     folders.write_lines(run / "evaluations.jsonl", losses)
     said = story.curve_summary(read_run(run))
     assert "Validation loss was lowest at step 100 (1.000) and ended at 1.500." in said
+
+
+def test_what_was_added_to_the_loss_is_drawn_term_by_term(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "added")
+    assert [chart.key for chart in story.curves(read_run(run))][-1] == "gradient-norm"
+    lines = folders.step_lines(4)
+    for number, line in enumerate(lines):
+        line["penalty"] = {"l2sp": 0.1 * number, "kl": float("nan") if number == 2 else 0.5}
+    folders.write_lines(run / "steps.jsonl", lines)
+    chart = story.curves(read_run(run))[-1]
+    assert chart.title == "Added to the loss by step"
+    assert [line.name for line in chart.lines] == ["l2sp", "kl"]
+    assert chart.lines[0].values == (0.0, 0.1, 0.2, pytest.approx(0.3))
+    assert chart.lines[1].values == (0.5, 0.5, None, 0.5)
+    assert len({line.tone for line in chart.lines}) == 2
