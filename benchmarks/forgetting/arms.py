@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from material import MATERIAL
+
+from peftkit.recipe.sections.train import TrainSection
 
 BASE = f"base: {{model: {MATERIAL}/stories260k-hf}}"
 TEXT = f"""\
@@ -29,6 +32,7 @@ train: {{steps: 120, batch: {{rows: 16}}, learning_rate: 3e-3, threads: 1}}
 evaluate: {{every: 1000}}
 """
 SEEDS = (0, 1, 2)
+RECIPES = Path(__file__).parents[2] / "recipes" / "forgetting"
 STAGES = {"text": TEXT, "topics": TOPICS}
 RATE = 3e-3
 """The best of four for full training in an earlier, smaller trial."""
@@ -87,7 +91,20 @@ def _domain(name: str, text: str | None) -> Arm:
     return Arm(name, "domain", (first, {}), ("text", "topics"))
 
 
+def _recipe(name: str, **settings: Any) -> Arm:
+    """A recipe that ships, or what it would be without its remedy."""
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    stage = "replay" if named else name
+    return Arm(f"recipe {name}", "recipes", (named | {"train.threads": 1},), (stage,))
+
+
 REPLAY = "{source: general.txt, format: text, fraction: 0.05}"
+LAYERWISE = (
+    _full("layer decay 0.9", train__layer_decay=0.9),
+    _full("layer decay 0.7", train__layer_decay=0.7),
+    _full("unfreeze by plateau", train__unfreeze="{every: plateau}"),
+)
+"""Taken where recipes know the keys."""
 ARMS = (
     _full("full"),
     _full("replay 5 %", data__replay=REPLAY),
@@ -105,4 +122,7 @@ ARMS = (
     _domain("task", None),
     _domain("python, then task", "python.txt"),
     _domain("shakespeare, then task", "shakespeare.txt"),
+    _recipe("plain", data__replay="[]"),
+    *(_recipe(name) for name in ("replay", "ewc", "kl")),
+    *(LAYERWISE if "layer_decay" in TrainSection.model_fields else ()),
 )

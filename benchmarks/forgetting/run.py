@@ -20,7 +20,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from arms import ARMS, SEEDS, STAGES, Arm
+from arms import ARMS, RECIPES, SEEDS, STAGES, Arm
 from judge import summarize
 from material import write_material
 from record import write_result
@@ -36,8 +36,10 @@ def measure(arm: Arm, seed: int, folder: Path, steps: int | None) -> dict[str, A
     under: Path | None = None
     for number, stage in enumerate(arm.stages):
         name = f"{arm.name}-{seed}-{number}"
-        recipe = folder / f"{name}.yaml"
-        recipe.write_text(STAGES[stage], encoding="utf-8")
+        recipe = RECIPES / f"{stage}.yaml"
+        if stage in STAGES:
+            recipe = folder / f"{name}.yaml"
+            recipe.write_text(STAGES[stage], encoding="utf-8")
         settings = QUIET | arm.settings[number] | {"seed": seed}
         if steps:
             settings |= {"train.steps": steps, "evaluate.rows": 8}
@@ -56,7 +58,7 @@ def measure(arm: Arm, seed: int, folder: Path, steps: int | None) -> dict[str, A
         "seed": seed,
         "trainable": plan["trainable"],
         "target": found["loss"],
-        "accuracy": found.get("accuracy"),
+        "accuracy": found.get("accuracy", found.get("exact_match")),
         "base_target": metrics["baselines"]["base"]["loss"],
         "general": remember and remember["after"]["loss"],
         "base_general": remember and remember["before"]["loss"],
