@@ -26,9 +26,9 @@ adapter: {{method: lora, rank: 8}}
 data:
   train: topics-train.jsonl
   validation: {{source: topics-valid.jsonl}}
-  max_length: 256
+  max_length: 128
   too_long: truncate
-train: {{steps: 120, batch: {{rows: 16}}, learning_rate: 3e-3, threads: 1}}
+train: {{steps: 60, batch: {{rows: 8}}, learning_rate: 2e-3, threads: 1}}
 evaluate: {{every: 1000}}
 """
 SEEDS = (0, 1, 2)
@@ -83,7 +83,7 @@ def _domain(name: str, text: str | None) -> Arm:
         "adapter.method": "lora",
         "adapter.rank": 16,
         "train.learning_rate": 1e-2,
-        "train.steps": 300,
+        "train.steps": 150,
         "data.train": f"{{source: {text}, format: text}}",
     }
     if text is None:

@@ -55,15 +55,22 @@ def conclusions(summary: dict[str, Any]) -> list[str]:
     replay, targets, domain = summary["replay"], summary["targets"], summary["domain"]
     curves = summary["ewc against l2sp"]
     removed = ", ".join(f"{share:.0%}" for share in replay["removed"])
+    attention = f"`{targets['best']['attention']}`, {targets['attention_has_more']:.1%} more"
     lines = [
-        f"Replay of 5 % removes {removed} of the forgetting, for "
-        f"{_each(replay['target_cost'])} nats of the target.",
-        "EWC less L2-SP, along both curves: general loss at one target loss "
-        f"{_each([each['general_at_one_target'] for each in curves])}, target loss at one general "
-        f"loss {_each([each['target_at_one_general'] for each in curves])}.",
-        f"LoRA on all linear layers (`{targets['best']['all-linear']}`) is better than on attention "
-        f"alone (`{targets['best']['attention']}`, {targets['attention_has_more']:.1%} more "
-        f"parameters) by {_each(targets['better_by'])} nats.",
+        (
+            f"Replay of 5 % removes {removed} of the forgetting, for "
+            f"{_each(replay['target_cost'])} nats of the target."
+        ),
+        (
+            "EWC less L2-SP, along both curves: general loss at one target loss "
+            f"{_each([each['general_at_one_target'] for each in curves])}, target loss at one general "
+            f"loss {_each([each['target_at_one_general'] for each in curves])}."
+        ),
+        (
+            f"LoRA on all linear layers (`{targets['best']['all-linear']}`) is better than on "
+            f"attention alone ({attention} "
+            f"parameters) by {_each(targets['better_by'])} nats."
+        ),
     ]
     lines += [
         f"`{name}` against the task alone: accuracy {_each(each['accuracy'])}, loss "
@@ -82,8 +89,8 @@ def render() -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     told = "\n".join(f"* {line}" for line in conclusions(summary))
     said = (
-        f"From `{name}`: nats a token after training, means and ranges of the seeds; *forgotten* is "
-        "how much worse general text is predicted than by the base. Below, a figure a seed."
+        f"From `{name}`: nats a token after training, means and ranges of the seeds; *forgotten* "
+        "is how much worse general text is predicted than by the base. Below, a figure a seed."
     )
     return f"{MARK}\n\n{said}\n\n{table}\n\n{told}\n\n{END}"
 
