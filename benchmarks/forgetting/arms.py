@@ -95,7 +95,7 @@ def _recipe(name: str, **settings: Any) -> Arm:
     """A recipe that ships, or what it would be without its remedy."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
     stage = "replay" if named else name
-    return Arm(f"recipe {name}", "recipes", (named | {"train.threads": 1},), (stage,))
+    return Arm(f"recipe {name}", "recipes", (named | {"train.threads": 1},), (stage,), FIRST)
 
 
 REPLAY = "{source: general.txt, format: text, fraction: 0.05}"
@@ -110,11 +110,11 @@ ARMS = (
     _full("replay 5 %", data__replay=REPLAY),
     *(
         _full(f"ewc {s}", seeds, train__regularize=_entry("ewc", s, ", rows: 64"))
-        for s, seeds in ((100, FIRST), (300, SEEDS), (1000, SEEDS), (3000, SEEDS))
+        for s, seeds in ((100, FIRST), (300, SEEDS), (1000, SEEDS), (3000, FIRST))
     ),
     *(
         _full(f"l2sp {s}", seeds, train__regularize=_entry("l2sp", s))
-        for s, seeds in ((0.01, FIRST), (0.03, SEEDS), (0.1, SEEDS), (0.3, SEEDS))
+        for s, seeds in ((0.01, FIRST), (0.03, SEEDS), (0.1, SEEDS), (0.3, FIRST))
     ),
     _full("kl 0.3", train__regularize=_entry("kl", 0.3, ", rows: 2")),
     *(_lora("all-linear", 8, rate) for rate in (3e-3, 1e-2, 3e-2)),

@@ -73,11 +73,18 @@ def read_kept(keep: Path | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in keep.read_text(encoding="utf-8").splitlines()]
 
 
+def _seeds(asked: argparse.Namespace) -> tuple[int, ...]:
+    if asked.seed is not None:
+        return (asked.seed,)
+    return SEEDS[:1] if asked.smoke else SEEDS
+
+
 def main() -> None:
     """Take every run that is not kept yet, arms in turn for each seed, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="file of runs to go on from")
     parser.add_argument("--only", help="one group of arms; nothing is written")
+    parser.add_argument("--seed", type=int, help="one seed; nothing is written")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     runs = read_kept(asked.keep)
@@ -86,7 +93,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         os.environ["PEFTKIT_CACHE"] = f"{name}/cache"
         write_material(Path(name))
-        for seed in SEEDS[:1] if asked.smoke else SEEDS:
+        for seed in _seeds(asked):
             for arm in ARMS:
                 left_out = seed not in arm.seeds or asked.only not in (None, arm.group)
                 if left_out or (arm.name, seed) in done:
@@ -96,7 +103,7 @@ def main() -> None:
                 if keep:
                     with keep.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(runs[-1]) + "\n")
-    if not asked.smoke and asked.only is None:
+    if not asked.smoke and asked.only is None and asked.seed is None:
         print(write_result(Path(__file__).parent, {"summary": summarize(runs), "runs": runs}))
 
 

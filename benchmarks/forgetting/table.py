@@ -56,6 +56,8 @@ def conclusions(summary: dict[str, Any]) -> list[str]:
     curves = summary["ewc against l2sp"]
     removed = ", ".join(f"{share:.0%}" for share in replay["removed"])
     attention = f"`{targets['best']['attention']}`, {targets['attention_has_more']:.1%} more"
+    general = _each([each["general_at_one_target"] for each in curves])
+    target = _each([each["target_at_one_general"] for each in curves])
     lines = [
         (
             f"Replay of 5 % removes {removed} of the forgetting, for "
@@ -63,8 +65,7 @@ def conclusions(summary: dict[str, Any]) -> list[str]:
         ),
         (
             "EWC less L2-SP, along both curves: general loss at one target loss "
-            f"{_each([each['general_at_one_target'] for each in curves])}, target loss at one general "
-            f"loss {_each([each['target_at_one_general'] for each in curves])}."
+            f"{general}, target loss at one general loss {target}."
         ),
         (
             f"LoRA on all linear layers (`{targets['best']['all-linear']}`) is better than on "

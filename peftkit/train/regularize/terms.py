@@ -33,7 +33,7 @@ from peftkit.train.regularize.parts import tell_parts
 from peftkit.train.regularize.r_drop import disagreement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -55,6 +55,12 @@ CANNOT: dict[str, tuple[str, str]] = {
 def ruled_out(names: Sequence[str]) -> dict[str, str]:
     """Fast paths that entries of these names rule out, and why."""
     return dict(CANNOT[name] for name in reversed(names) if name in CANNOT)
+
+
+def added_bytes(names: Iterable[str], parameters: int, trainable: int) -> int:
+    """Memory that entries of these names keep: a number for each weight, and a start."""
+    each = {"ewc": 4 * parameters, "decay_to_init": 4 * trainable}
+    return sum(each.get(name, 0) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
