@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from peftkit.data.augment import Augmented, augment
 from peftkit.data.checks import check_rows, splits_of
 from peftkit.data.filters import keep_good
+from peftkit.data.general import keep_apart
 from peftkit.data.mixture import Mixture, mix
 from peftkit.data.origin import name_sources
 from peftkit.data.rows import Bad, Intake
@@ -97,6 +99,8 @@ class Data:
     """Which commit of each data set on a hub was read, by the name in the recipe."""
     filtered: Mapping[str, Any] = field(default_factory=dict)
     """What `data.filters` left out of the training rows; empty where all are off."""
+    general: Mapping[str, Dataset] = field(default_factory=dict)
+    """Rows that regularizers look at, by their names."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -110,7 +114,7 @@ class Data:
             "label_conflicts": self.checks.conflicts,
             "mixture": self.mixture.facts,
             "commits": dict(self.commits),
-        }
+        } | ({"general": _facts_of(self.general)} if self.general else {})
 
     def seen(self, places: int) -> dict[str, Any]:
         """What `metrics.json` says of sources and origins when so many rows were trained on."""
@@ -138,6 +142,7 @@ class Data:
     def digests(self) -> dict[str, str]:
         """What `lock.json` remembers of the data."""
         sets = {"train": self.train, "validation": self.validation, "test": self.test}
+        sets |= self.general
         return {name: found.digest for name, found in sets.items() if found is not None}
 
 
@@ -147,6 +152,7 @@ def prepare_data(
     remember: Sequence[SourceSection] = (),
     *,
     seed: int = 0,
+    general: Mapping[str, SourceSection] = MappingProxyType({}),
 ) -> Data:
     """The sets that the recipe's `data` section names, and those that it must `remember`.
 
@@ -172,11 +178,16 @@ def prepare_data(
         "benchmarks": benchmarks.examples,
     }
     named = {name: found.examples for name, found in sets.items()}
-    general = read_set("replay", section.replay, section.bad_rows, encoder, names[len(own) :])
-    left, held, checks = check_rows(section, splits, train.examples, named, apart, general.examples)
+    replay = read_set("replay", section.replay, section.bad_rows, encoder, names[len(own) :])
+    left, held, checks = check_rows(section, splits, train.examples, named, apart, replay.examples)
     nothing = Dataset((), origins=train.origins)
     sets |= {name: replace(sets.get(name, nothing), examples=held[name]) for name in held}
-    train = _with_replay(train, general, left)
+    train = _with_replay(train, replay, left)
+    judged = [each.examples for each in (*sets.values(), *kept, benchmarks)]
+    beside = {
+        name: _read_general(name, source, judged, section.bad_rows, encoder)
+        for name, source in general.items()
+    }
     copies = augment(section, train.examples, own, encoder, seed)
     if copies.examples:
         train = replace(train, examples=Chained([train.examples, copies.examples]))
@@ -191,6 +202,7 @@ def prepare_data(
         kept,
         encoder.reading.commits,
         filtered,
+        beside,
     )
 
 
@@ -235,6 +247,22 @@ def _read_named(section: DataSection, encoder: Encoder) -> dict[str, Dataset]:
     for name, found in sets.items():
         _refuse_empty(found, name)
     return sets
+
+
+def _read_general(
+    name: str,
+    source: SourceSection,
+    judged: Sequence[Sequence[Example]],
+    bad_rows: str,
+    encoder: Encoder,
+) -> Dataset:
+    """What a regularizer looks at, without the rows that are judged by."""
+    found = read_set(f"`{name}`", (source,), bad_rows, encoder)
+    return replace(found, examples=keep_apart(name, found.examples, judged))
+
+
+def _facts_of(sets: Mapping[str, Dataset]) -> dict[str, Any]:
+    return {name: found.facts for name, found in sets.items()}
 
 
 def _with_replay(train: Dataset, general: Dataset, left: Sequence[Example]) -> Dataset:

@@ -51,3 +51,15 @@ def token_logits(model: Any, batch: Batch) -> Tensor:
         logits = model(input_ids=batch.inputs, use_cache=False, **places).logits
     found: Tensor = logits[:, -batch.targets.shape[1] :]
     return found
+
+
+def trained_scores(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Scores of every class or token where one is to be told, (places, classes), and which it is.
+
+    For tasks whose loss is a cross entropy over classes or tokens.
+    """
+    scores = token_logits(model, batch) if batch.task.packs else outputs_of(model, batch)
+    targets = batch.targets.flatten()
+    places = (targets != IGNORED).nonzero()[:, 0]
+    flat = scores.reshape(-1, scores.shape[-1])
+    return flat.index_select(0, places).float(), targets[places]

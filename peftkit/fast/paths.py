@@ -20,6 +20,7 @@ from peftkit.fast.loss import each_loss, summed_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -50,11 +51,15 @@ class Paths:
 
     def summed(self, model: Any, batch: Batch) -> Tensor:
         """The summed loss of a batch, for training."""
-        kept = self.kept
-        with nullcontext() if kept is None else feeding(kept.cut, kept.gather(batch)):
+        with self.fed(batch):
             if self.head is None:
                 return summed_loss(model, batch)
             return head_loss(model, batch, self.head)
+
+    def fed(self, batch: Batch) -> AbstractContextManager[None]:
+        """Inside, a forward pass of the batch starts from the states that are kept, if any are."""
+        kept = self.kept
+        return nullcontext() if kept is None else feeding(kept.cut, kept.gather(batch))
 
     def each(self, model: Any, batch: Batch) -> Tensor:
         """The losses of each row of a batch, for evaluation."""

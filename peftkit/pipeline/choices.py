@@ -38,7 +38,9 @@ from peftkit.fast.varlen import FlatRowError, disable, enable
 from peftkit.pipeline.plan import fit_memory
 from peftkit.pipeline.setup import measure_sizes
 from peftkit.recipe.sections.pace import NOT_GRADUAL
+from peftkit.recipe.sections.regularize import acting
 from peftkit.train.loop import accumulate
+from peftkit.train.regularize.terms import ruled_out
 from peftkit.train.threads import choose_threads, explain_threads, measure_threads
 
 if TYPE_CHECKING:
@@ -140,8 +142,15 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     )
     documents = setup.data.train.examples[: recipe.train.batch.rows]
     first = make_update(documents, layout).micro_batches[0].to(setup.device)
-    head, why["head"] = choose_head(model, fast, first)
-    frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
+    refused = ruled_out(list(acting(recipe.train.regularize)))
+    if "head" in refused:
+        head, why["head"] = None, refused["head"]
+    else:
+        head, why["head"] = choose_head(model, fast, first)
+    if "frozen" in refused:
+        frozen, why["frozen"] = False, refused["frozen"]
+    else:
+        frozen, why["frozen"] = _choose_frozen(recipe, plan, model, first)
     rows, recomputed, why["recompute"] = _choose_memory(recipe, setup, plan, model, head)
     paged, why["paged"] = _choose_pages(recipe, setup)
     choices = Choices(
@@ -169,13 +178,19 @@ def make_choices(recipe: Recipe, setup: Setup, plan: Plan, model: Any) -> Choice
     step = partial(_step, model, update, Paths(head))
     threads, seconds, why["threads"] = _choose_threads(recipe, step)
     torch.set_num_threads(threads)
-    if recipe.train.unfreeze != NOT_GRADUAL:
-        compiled, why["compile"] = False, "`train.unfreeze` changes what of a block trains"
-    else:
-        compiled, why["compile"] = choose_compile(
-            model, fast, step, seconds=seconds * plan.steps, recomputed=recomputed
-        )
+    compiled, why["compile"] = _choose_compile(
+        recipe, model, step, seconds * plan.steps, recomputed
+    )
     return replace(choices, threads=threads, compile=compiled)
+
+
+def _choose_compile(
+    recipe: Recipe, model: Any, step: Callable[[], Tensor], seconds: float, recomputed: int
+) -> tuple[bool, str]:
+    if recipe.train.unfreeze != NOT_GRADUAL:
+        return False, "`train.unfreeze` changes what of a block trains"
+    fast = recipe.train.fast
+    return choose_compile(model, fast, step, seconds=seconds, recomputed=recomputed)
 
 
 def keep_choices(facts: dict[str, Any], model: Any, recipe: Recipe | None = None) -> Choices:

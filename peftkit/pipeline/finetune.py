@@ -45,6 +45,7 @@ from peftkit.pipeline.signals import listen
 from peftkit.pipeline.stages import Asked, prepare_stages, train_stages
 from peftkit.pipeline.steps import Job, take_steps
 from peftkit.pipeline.watch import Silent
+from peftkit.recipe.sections.regularize import acting
 from peftkit.report.record import EVALUATIONS, check_space
 from peftkit.train.checkpoint import check_fit, newest_checkpoint
 from peftkit.train.groups import show_groups
@@ -252,8 +253,9 @@ def load_adapted(recipe: Recipe, setup: Setup, *, fresh: bool = False) -> Any:
     """The base with the recipe's fresh adapter, above the frozen one it may name.
 
     A `fresh` one may start from documents, or from what quantizing rounded away; one that goes on,
-    or is told its numbers, does not.
+    or is told its numbers, does not, unless it is to be pulled to where it started.
     """
+    fresh = fresh or "decay_to_init" in acting(recipe.train.regularize)
     base = load_base(setup.base, device=setup.device, seed=recipe.seed, origin=setup.origin)
     model = attach_over(
         base.model,

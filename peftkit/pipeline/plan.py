@@ -21,9 +21,11 @@ from peftkit.errors import RecipeError
 from peftkit.evaluate.losses import BATCH_TOKENS
 from peftkit.pipeline.gradual import begins_of
 from peftkit.pipeline.setup import Setup, Sizes, measure_sizes
-from peftkit.recipe.sections.pace import OnPlateau
-from peftkit.train.groups import describe_groups
 from peftkit.recipe.ending import keeps_best
+from peftkit.recipe.sections.pace import OnPlateau
+from peftkit.recipe.sections.regularize import acting
+from peftkit.train.groups import describe_groups
+from peftkit.train.regularize.terms import added_bytes, ruled_out
 
 if TYPE_CHECKING:
     from peftkit.data.order import Order
@@ -72,13 +74,16 @@ def make_plan(recipe: Recipe, setup: Setup, sizes: Sizes | None = None) -> Plan:
     rows = recipe.train.batch.rows
     steps, an_epoch = count_steps(recipe, order), order.places(1)
     tokens = setup.data.mixture.tokens_per_epoch
+    added = acting(recipe.train.regularize)
     plain = recipe.train.fast.head == "off" or recipe.base.task in ("masked-lm", "seq2seq")
+    plain = plain or "kl" in added or "head" in ruled_out(list(added))
     micro, load = fit_memory(recipe, setup, sizes, logits=plain)
     bytes_a_number = DTYPES[setup.dtype].itemsize
     runtime = 0 if setup.device.type == "cuda" else CPU_RUNTIME
     training = runtime + training_bytes(
         sizes.shape, sizes.trainable, micro * width, bytes_a_number, load
     )
+    training += added_bytes(added, sizes.shape.parameters, sizes.trainable)
     evaluation = runtime + evaluation_bytes(sizes.shape, max(BATCH_TOKENS, width), bytes_a_number)
     return Plan(
         parameters=sizes.shape.parameters,

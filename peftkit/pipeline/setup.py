@@ -26,6 +26,7 @@ from peftkit.evaluate.metrics import FIGURES
 from peftkit.fast.refusals import unwrap
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
 from peftkit.recipe.sections.base import LABELLED
+from peftkit.recipe.sections.regularize import general_sources
 from peftkit.train.groups import Learning, find_factors
 from peftkit.train.optimizer import is_vector
 from peftkit.train.unfreeze import turns_of
@@ -115,7 +116,13 @@ def set_up(
     if dtype and recipe.base.dtype == "auto":
         base = base.model_copy(update={"dtype": dtype})
     encoder = make_encoder(base, recipe.data, tokenizer, stops, reading)
-    data = prepare_data(recipe.data, encoder, recipe.evaluate.remember, seed=recipe.seed)
+    data = prepare_data(
+        recipe.data,
+        encoder,
+        recipe.evaluate.remember,
+        seed=recipe.seed,
+        general=general_sources(recipe.train.regularize),
+    )
     base = base.model_copy(update={"labels": _find_labels(base, data)})
     below: tuple[Below, ...] = ()
     if recipe.adapter.under != NOTHING:

@@ -15,7 +15,6 @@ from peftkit.adapters.attach import trainable
 from peftkit.data.batch import stream_updates
 from peftkit.evaluate.losses import choose_rows
 from peftkit.evaluate.predictions import measure_rows
-from peftkit.pipeline.gradual import start_gradual
 from peftkit.pipeline.ending import (
     Verdict,
     find_end,
@@ -24,8 +23,10 @@ from peftkit.pipeline.ending import (
     settle,
     warn_of_overfitting,
 )
+from peftkit.pipeline.gradual import start_gradual
 from peftkit.pipeline.identity import with_versions
 from peftkit.pipeline.judge import measure_remembered
+from peftkit.pipeline.regularization import add_terms
 from peftkit.pipeline.signals import Interrupted, stopped
 from peftkit.recipe.ending import chooses, watches_general_text
 from peftkit.report.record import EVALUATIONS, STEPS
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from peftkit.train.checkpoint import Checkpoint
     from peftkit.train.loop import Step
     from peftkit.train.processes import Processes
+    from peftkit.train.regularize.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
     Afterwards the model of the first process has the weights that the run ends with.
     """
     parameters, turns = trainable(model), turns_of(job.recipe.train, model)
+    terms = add_terms(model, job, watch)  # before what was trained is put back
     optimizer = make_optimizer(
         parameters,
         weight_decay=job.recipe.train.weight_decay,
@@ -101,7 +104,7 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
         turns=turns,
     )
     processes, state = job.processes, State(parameters, optimizer, _mean_at(job))
-    done, steps = _go_on(model, job, state, watch)
+    done, steps = _go_on(model, job, state, terms, watch)
     gradual = start_gradual(model, job, parameters, optimizer, turns)
     gradual.before(done + 1, watch)
     finished = "every step is taken and saved; the evaluation is left"
@@ -132,20 +135,18 @@ def take_steps(model: Any, job: Job, requests: Requests, watch: Watch) -> None:
         settle(job.recipe, job.run, parameters, state.mean)
 
 
-def _go_on(model: Any, job: Job, state: State, watch: Watch) -> tuple[int, Iterator[Step]]:
+def _go_on(
+    model: Any, job: Job, state: State, terms: Terms | None, watch: Watch
+) -> tuple[int, Iterator[Step]]:
     """How many steps are taken, and those that are left; none where the run has ended early."""
     done = _resume(job, state)
     if job.processes.first:
         _take_up(model, job, done, watch)
     ended = _agree(job, done) is Verdict.STOP
-    lookout = _look_out(job, state.parameters)
-    left = iter(()) if ended else _steps(model, job, state.optimizer, done, lookout)
-    return done, left
+    return done, iter(()) if ended else _steps(model, job, state, done, terms)
 
 
-def _steps(
-    model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int, lookout: Lookout
-) -> Iterator[Step]:
+def _steps(model: Any, job: Job, state: State, done: int, terms: Terms | None) -> Iterator[Step]:
     train_section = job.recipe.train
     updates = stream_updates(
         job.setup.data.train.examples,
@@ -164,20 +165,21 @@ def _steps(
             step,
             steps=job.steps,
             peak=job.choices.learning_rate,
-            warmup=train_section.warmup,
+            warmup=train_section.warmup,  # type: ignore[arg-type]  # the section has settled it
         )
 
     return train(
         model,
         updates,
-        optimizer,
+        state.optimizer,
         rate,
         steps=range(done + 1, job.steps + 1),
         max_grad_norm=train_section.max_grad_norm,
-        loss=job.paths.summed,
+        loss=terms.loss if terms else job.paths.summed,
+        penalties=terms.penalties if terms else None,
         seed=job.recipe.seed,
         processes=job.processes,
-        lookout=lookout,
+        lookout=_look_out(job, state.parameters),
     )
 
 

@@ -15,6 +15,7 @@ _MODEL: Names = ("base", "model")
 _UNDER: Names = ("adapter", "under")
 _STAGES: Names = ("stages",)
 """Keys of a stage mean what they mean at the top."""
+_REGULARIZE: Names = ("train", "regularize")
 _SOURCES: frozenset[Names] = frozenset(
     {
         ("data", "train"),
@@ -65,6 +66,8 @@ def _is_path(text: str, folder: Path, at: Names) -> bool:
         return names_a_folder(text, folder)
     if at == _UNDER:
         return text != "none"
+    if at[:2] == _REGULARIZE:
+        return at[3:] == ("source",)
     return at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"}
 
 

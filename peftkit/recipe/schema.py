@@ -4,9 +4,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from peftkit.recipe.following import refuse_what_cannot_follow
 from peftkit.recipe.ending import refuse_what_cannot_end
+from peftkit.recipe.following import refuse_what_cannot_follow
 from peftkit.recipe.quantized import refuse_what_cannot_work
+from peftkit.recipe.regularized import refuse_what_cannot_be_added
 from peftkit.recipe.sections.adapter import AdapterSection, LoraSection
 from peftkit.recipe.sections.base import BaseSection
 from peftkit.recipe.sections.data import DataSection
@@ -53,6 +54,7 @@ class Recipe(Section):
         refuse_what_cannot_work(self)
         refuse_what_cannot_follow(self.stages)
         refuse_what_cannot_end(self)
+        refuse_what_cannot_be_added(self)
         return self
 
     def stage(self, number: int) -> "Recipe":

@@ -33,6 +33,8 @@ class Step:
     loss: float | None
     grad_norm: float | None
     learning_rate: float | None
+    penalty: Mapping[str, float | None] = field(default_factory=dict)
+    """What was added to the loss, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,6 +270,7 @@ def _steps(lines: tuple[Loose, ...]) -> tuple[Step, ...]:
                 loss=number(raw.get("loss")),
                 grad_norm=number(raw.get("grad_norm")),
                 learning_rate=number(raw.get("learning_rate")),
+                penalty=tolerant.numbers(raw.get("penalty")),
             )
     return tuple(by_step[step] for step in sorted(by_step))
 

@@ -49,6 +49,8 @@ _METHODS = {
 }
 
 OURS = "Adapter"
+LINES = 6
+"""Most lines of a chart that can be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,21 @@ def curves(run: Run) -> list[Chart]:
         line = Line(title.removesuffix(" by step"), steps, tuple(values))
         lines = (line, *(course.jumps(run, "gradient") if key == "gradient-norm" else ()))
         made.append(Chart(key, title, _extent(values), lines, scales=("linear",)))
+    made += _penalties(run)
     return made if run.finder is None else [*made, draw_range_test(run.finder)]
+
+
+def _penalties(run: Run) -> list[Chart]:
+    """What was added to the loss, a line for each term; no chart where nothing was."""
+    steps = tuple(step.step for step in run.steps)
+    names = dict.fromkeys(name for step in run.steps for name in step.penalty)
+    lines = tuple(
+        Line(name, steps, tuple(step.penalty.get(name) for step in run.steps), "bold", tone=number)
+        for number, name in enumerate(list(names)[:LINES])
+    )
+    values = [value for line in lines for value in line.values]
+    title = "Added to the loss by step"
+    return [Chart("penalty", title, _extent(values), lines)] if lines else []
 
 
 def loss_lines(run: Run) -> tuple[Line, ...]:

@@ -66,6 +66,11 @@ def whole(value: object) -> int | None:
     return None if found is None else int(found)
 
 
+def numbers(value: object) -> dict[str, float | None]:
+    """The numbers of an object by their names; empty for what is none."""
+    return {label(name): number(item) for name, item in table(value).items()}
+
+
 def interval(value: object) -> tuple[float, float] | None:
     """A pair `[low, high]` of finite numbers."""
     if not isinstance(value, list | tuple) or len(value) != 2:

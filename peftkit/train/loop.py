@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
     LossFunction = Callable[[Any, Batch], Tensor]
     """Summed loss of a batch: the plain one, or a fast path that equals it."""
+    Penalties = Callable[[Any, int, Update], dict[str, Tensor]]
+    """Adds gradients beside those of a step's data, and says by name how large each term is."""
 
-RARE = ("blocks", "skipped")
+RARE = ("blocks", "skipped", "penalty")
 """What few lines of `steps.jsonl` have."""
 OTHERS = 2**32
 """Where seeds of further processes begin, far above the number of any micro-batch."""
@@ -65,6 +67,8 @@ class Step:
     """What was sudden about it."""
     skipped: bool = False
     """Whether its update was left out."""
+    penalty: Mapping[str, float] = field(default_factory=dict)
+    """What was added to the loss, by name; `loss` is of the data alone."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
     max_grad_norm: float,
     seed: int,
     loss: LossFunction = summed_loss,
+    penalties: Penalties | None = None,
     processes: Processes = ALONE,
     lookout: Lookout | None = None,
 ) -> Iterator[Step]:
@@ -104,16 +109,13 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
         model.train()  # the caller may have evaluated since the last step
         own_seed = seed_of(seed, step, processes.rank)
         total = accumulate(model, update, device, seed=own_seed, loss=loss)
+        terms = penalties(model, step, update) if penalties else {}
         if processes.world > 1:
-            processes.add_up([total, *_gradients(learning)])
+            processes.add_up([total, *terms.values(), *_gradients(learning)])
         size = clip_grad_norm_(learning, max_grad_norm)
-        mean, norm = torch.stack([total, size]).tolist()  # the one wait of a step
-        if not math.isfinite(mean) or not math.isfinite(norm):
-            raise DivergedError(
-                f"training diverged at step {step}: loss {mean:.4g}, gradient norm {norm:.4g}",
-                hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
-                "was kept",
-            )
+        told = torch.stack([total, size, *terms.values()]).tolist()  # the one wait of a step
+        mean, norm = told[:2]
+        _refuse_not_finite(step, mean, norm)
         spike = lookout.judge(step, mean, norm)
         skipped = spike is not None and lookout.action == "skip"
         look = bool(lookout.blocks) and (spike is not None or step % EVERY == 0)
@@ -124,7 +126,8 @@ def train(  # noqa: PLR0913 - what a training run is made of, and nothing beside
         optimizer.zero_grad(set_to_none=False)  # flat gradients keep their places
         seconds = time.perf_counter() - started
         counted = (update.real_tokens, update.trained_tokens)
-        yield Step(step, mean, norm, rate(step), *counted, seconds, blocks, spike, skipped)
+        added = dict(zip(terms, told[2:], strict=True))
+        yield Step(step, mean, norm, rate(step), *counted, seconds, blocks, spike, skipped, added)
 
 
 def accumulate(
@@ -159,6 +162,15 @@ def mix(seed: int, number: int) -> int:
     value = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
     value = ((value ^ (value >> 31)) * 0xD6E8FEB86659FD93) % 2**64
     return (value ^ (value >> 29)) % 2**63
+
+
+def _refuse_not_finite(step: int, loss: float, norm: float) -> None:
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise DivergedError(
+            f"training diverged at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}",
+            hint="lower `train.learning_rate` or raise `train.warmup`; nothing of this step "
+            "was kept",
+        )
 
 
 def _gradients(parameters: Iterable[Tensor]) -> Iterator[Tensor]:

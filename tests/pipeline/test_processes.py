@@ -254,3 +254,23 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 def test_an_error_that_all_would_find_is_said_once(recipe: Path, tmp_path: Path) -> None:
     _, said = tell(finetune(recipe, tmp_path / "run", "--set", "train.stesp=3"), 1)
     assert said.count("is not a valid recipe") == 1
+
+
+def test_what_is_added_to_the_loss_is_added_once(recipe: Path, tmp_path: Path) -> None:
+    """Penalties of weights by the first process alone, those of general text by each in part."""
+    general = tmp_path / "general.txt"
+    general.write_text("\n".join(f"Row {n} has {n % 9} of them, and no hats." for n in range(30)))
+    source = f"source: {general}, format: text"
+    entries = f"[{{ewc: {{strength: 9, {source}, rows: 4}}}}, {{kl: {{strength: 1, {source}}}}}, "
+    added = f"train.regularize={entries}{{l2sp: 1}}, {{label_smoothing: 0.1}}]"
+    shown, said = tell(
+        finetune(recipe, tmp_path / "both", "--set", added, "--set", "train.steps=6"), 0
+    )
+    assert "2 processes divide" in said, shown
+    key, _, value = added.partition("=")
+    alone = peftkit.finetune(recipe, out=tmp_path / "alone", set={key: value, "train.steps": 6})
+    for ours, theirs in zip(read_steps(tmp_path / "both"), read_steps(alone.path), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+        assert ours["penalty"] == pytest.approx(theirs["penalty"], rel=1e-2, abs=1e-6)
+    assert set(theirs["penalty"]) == {"l2sp", "ewc", "kl", "label_smoothing"}
+    assert theirs["penalty"]["kl"] > 0

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from peftkit.recipe.sections.pace import (
     Groups,
@@ -10,6 +10,7 @@ from peftkit.recipe.sections.pace import (
     Ratio,
     Unfreeze,
 )
+from peftkit.recipe.sections.regularize import Entry, twice
 from peftkit.recipe.sections.section import (
     Auto,
     Count,
@@ -76,6 +77,25 @@ FastPaths = Annotated[
 ]
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _once_each(entries: Any) -> Any:
+    if name := twice(entries):
+        msg = f"`{name}` stands there twice; keep one"
+        raise ValueError(msg)
+    return entries
+
+
+Regularize = Annotated[
+    tuple[Entry, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=tuple[Entry, ...]),
+    AfterValidator(_once_each),
+    Expected("a list such as `[{l2sp: 0.01}, {label_smoothing: 0.1}]`"),
+]
+
+
 class TrainSection(Section):
     """One training run."""
 
@@ -115,6 +135,9 @@ class TrainSection(Section):
     """The run ends with averaged weights instead of the last."""
     on_spike: Literal["warn", "skip", "stop"] = "warn"
     """At a sudden jump of loss or gradient norm: say so, leave the update out, or save and stop."""
+    regularize: Regularize = ()
+    """What is added to the loss, such as `[{l2sp: 0.01}, {label_smoothing: 0.1}]`; all of it adds
+    up, and a strength of 0 is as if it were not there."""
     save_every: Count = 100
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 3

@@ -157,3 +157,18 @@ def test_a_range_test_is_drawn_over_its_rates(tmp_path: Path) -> None:
 def test_a_damaged_range_test_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "finder.json").write_text('{"suggestion": "x", "trials": [{"learning_rate": -1}]}')
     assert read_run(tmp_path).finder is None
+
+
+def test_what_was_added_to_the_loss_is_drawn_term_by_term(tmp_path: Path) -> None:
+    run = folders.write_run(tmp_path / "added")
+    assert [chart.key for chart in story.curves(read_run(run))][-1] == "gradient-norm"
+    lines = folders.step_lines(4)
+    for number, line in enumerate(lines):
+        line["penalty"] = {"l2sp": 0.1 * number, "kl": float("nan") if number == 2 else 0.5}
+    folders.write_lines(run / "steps.jsonl", lines)
+    chart = story.curves(read_run(run))[-1]
+    assert chart.title == "Added to the loss by step"
+    assert [line.name for line in chart.lines] == ["l2sp", "kl"]
+    assert chart.lines[0].values == (0.0, 0.1, 0.2, pytest.approx(0.3))
+    assert chart.lines[1].values == (0.5, 0.5, None, 0.5)
+    assert len({line.tone for line in chart.lines}) == 2
