@@ -59,9 +59,9 @@ def command(
     watch = Terminal(quiet=flags["quiet"])
     fresh = {name: flags[name] for name in ("fresh", "fresh_data")}
     with listen(), hold(folder) as run:
-        recipe = loaded.recipe
-        methods = [stage.adapter.method for stage in recipe.stages] or [recipe.adapter.method]
-        watch.say(f"{recipe.name}: {', then '.join(methods)} on {recipe.base.model}, in {folder}")
+        whole = loaded.recipe
+        methods = [stage.adapter.method for stage in whole.stages] or [whole.adapter.method]
+        watch.say(f"{whole.name}: {', then '.join(methods)} on {whole.base.model}, in {folder}")
         from peftkit.pipeline.finetune import dry_run, finetune
 
         if flags["dry_run"]:

@@ -34,14 +34,14 @@ def command(recipe: Path, overrides: tuple[str, ...], rows: int, **flags: bool) 
     loaded = load_recipe(recipe, overrides)
     from peftkit.pipeline.preview import preview
 
-    recipe, fresh_data = loaded.recipe, flags["fresh_data"]
-    if not recipe.stages:
-        shown = preview(recipe, rows, fresh_data=fresh_data)
+    whole, fresh_data = loaded.recipe, flags["fresh_data"]
+    if not whole.stages:
+        shown = preview(whole, rows, fresh_data=fresh_data)
         output.show_json(shown) if flags["as_json"] else _show(shown)
         return
     each = {
-        stage.name: preview(recipe.stage(number), rows, fresh_data=fresh_data)
-        for number, stage in enumerate(recipe.stages)
+        stage.name: preview(whole.stage(number), rows, fresh_data=fresh_data)
+        for number, stage in enumerate(whole.stages)
     }
     if flags["as_json"]:
         output.show_json({"stages": each})

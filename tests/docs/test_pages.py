@@ -115,13 +115,18 @@ def test_recipe_keys_and_values_in_the_text_are_valid(tmp_path: Path) -> None:
     known = set(_dotted(named)) | set(_dotted(load_recipe(path).recipe.model_dump()))
     known |= {key.name for key in every_key("adapter")}  # each method has its own
     known |= {key.name for key in every_key("data")}  # and so have the entries of lists
+    known |= {key.name for key in every_key("stages")}
+    staged = tmp_path / "staged.yaml"
+    staged.write_text(SMALLEST + "stages: [{name: domain}, {name: task, as: auto}]\n")
     wrong, keys, values = [], 0, 0
     for page, span in SPANS:
         setting = span.removeprefix("--set ").replace("=", ": ", 1)
         if (match := KEY.fullmatch(setting)) is None or FILE.fullmatch(span):
             continue
         keys += 1
-        if match[1] not in known:
+        if match[1].startswith("stages.task."):
+            load_recipe(staged, ["stages.task.start_from=base", f"{match[1]}={match[2] or 'auto'}"])
+        elif match[1] not in known:
             wrong.append(f"{page}: `{span}`: no such key")
         elif match[2]:
             values += 1

@@ -45,7 +45,12 @@ seed: 3
 base: {{model: {tiny_llama}}}
 adapter: {{rank: 4, dropout: 0.1}}
 data: {{leakage: off, duplicates: off, validation: {{fraction: 0.1}}, max_length: 64}}
-train: {{steps: 5, batch: {{rows: 8, micro_rows: 2}}, learning_rate: 1e-2, save_every: 2, threads: 1}}
+train:
+  steps: 5
+  batch: {{rows: 8, micro_rows: 2}}
+  learning_rate: 1e-2
+  save_every: 2
+  threads: 1
 evaluate: {{every: 2, samples: 1, rows: 4}}
 stages:
   - {{name: domain, data: {{train: {{source: text.txt, format: text}}}}}}

@@ -274,3 +274,27 @@ def test_what_is_added_to_the_loss_is_added_once(recipe: Path, tmp_path: Path) -
         assert ours["penalty"] == pytest.approx(theirs["penalty"], rel=1e-2, abs=1e-6)
     assert set(theirs["penalty"]) == {"l2sp", "ewc", "kl", "label_smoothing"}
     assert theirs["penalty"]["kl"] > 0
+
+
+def test_two_processes_take_the_stages_of_one(tmp_path: Path, tiny_llama: Path) -> None:
+    rows = [{"prompt": f"Hats of {n}:", "completion": f" {n % 7}"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"""\
+base: {{model: {tiny_llama}}}
+adapter: {{rank: 4}}
+data: {{train: rows.jsonl, validation: {{fraction: 0.2}}, duplicates: off, leakage: off}}
+train: {{steps: 4, batch: {{rows: 8}}, learning_rate: 1e-2, threads: 1}}
+evaluate: {{rows: 4, samples: 1}}
+stages: [{{name: first}}, {{name: second, as: folded}}, {{name: third}}]
+"""
+    )
+    alone = peftkit.finetune(recipe, out=tmp_path / "alone")
+    tell(finetune(recipe, tmp_path / "both"), 0)
+    both = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    for name, losses in alone.metrics["losses"].items():
+        for each, loss in losses.items():
+            assert both["losses"][name][each] == pytest.approx(loss, abs=1e-4)
+    _, said = tell(finetune(recipe, tmp_path / "both"), 0)
+    assert "is finished" in said

@@ -175,8 +175,7 @@ def test_a_mistake_is_told_once_and_where_it_was_written(tmp_path: Path) -> None
             "stages.1.start_from: `a` leaves a head for classification, which causal-lm has no",
         ),
         (
-            "{name: a, base: {task: classification}}, "
-            "{name: b, as: stacked, base: {task: classification}}",
+            "{name: a, base: {task: regression}}, {name: b, as: stacked, base: {task: regression}}",
             "`a` leaves a head, and of two only one can act",
         ),
         (
