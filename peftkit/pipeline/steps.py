@@ -114,7 +114,7 @@ def _steps(model: Any, job: Job, optimizer: torch.optim.Optimizer, done: int) ->
             step,
             steps=job.steps,
             peak=job.choices.learning_rate,
-            warmup=train_section.warmup,
+            warmup=train_section.warmup,  # type: ignore[arg-type]  # the section has settled it
         )
 
     return train(
