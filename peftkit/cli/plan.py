@@ -55,6 +55,21 @@ def show_plan(plan: dict[str, Any]) -> None:
             ("disk", output.size(plan["disk_bytes"])),
         ],
     )
+    groups = plan.get("groups", [])  # of a run that an earlier version began, there are none
+    if any(group["times"] != 1 or group["begins"] != 1 for group in groups):
+        output.table(
+            ("what learns", "parameters", "learning rate", "weight decay", "from step"),
+            [
+                (
+                    group["name"],
+                    output.figure(group["parameters"]),
+                    output.figure(group["learning_rate"]),
+                    output.figure(group["weight_decay"]),
+                    str(group["begins"]),
+                )
+                for group in groups
+            ],
+        )
     if max(memory.values()) > plan["memory_available"]:
         output.say(
             "warning: this does not fit into memory; "
