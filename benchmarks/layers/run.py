@@ -36,7 +36,7 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
         folder = Path(place)
         for name, source in (
             ("text.txt", MATERIAL / "tinyshakespeare" / "input.txt"),
-            ("general.txt", next((MATERIAL / "tinystories-sample").glob("*.txt"))),
+            ("general.txt", MATERIAL / "tinystories-sample" / "tinystories_sample.txt"),
         ):
             text = source.read_text(encoding="utf-8", errors="replace")
             (folder / name).write_text(text[:CHARACTERS], encoding="utf-8")
