@@ -45,6 +45,8 @@ def show_plan(plan: dict[str, Any]) -> None:
         ("what", *([each["name"] for each in stages] or ["how much"])),
         [(line[0][0], *(cell for _, cell in line)) for line in lines],
     )
+    for each in plans:
+        _show_groups(each)
     memory = max(max(each["memory_bytes"].values()) for each in plans)
     if stages:
         total = plan["total"]
@@ -57,6 +59,27 @@ def show_plan(plan: dict[str, Any]) -> None:
             "warning: this does not fit into memory; "
             "lower `train.batch.micro_rows` or `data.max_length`"
         )
+
+
+def _show_groups(plan: dict[str, Any]) -> None:
+    """What learns alike, where not all does."""
+    groups = plan.get("groups", [])  # of a run that an earlier version began, there are none
+    if all(group["times"] == 1 and group["begins"] == 1 for group in groups):
+        return
+    stage = f"what learns in {plan['name']}" if "name" in plan else "what learns"
+    output.table(
+        (stage, "parameters", "learning rate", "weight decay", "from step"),
+        [
+            (
+                group["name"],
+                output.figure(group["parameters"]),
+                output.figure(group["learning_rate"]),
+                output.figure(group["weight_decay"]),
+                str(group["begins"]),
+            )
+            for group in groups
+        ],
+    )
 
 
 def _lines(plan: dict[str, Any]) -> list[tuple[str, str]]:

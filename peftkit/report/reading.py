@@ -278,15 +278,14 @@ def _steps(lines: tuple[Loose, ...]) -> tuple[Step, ...]:
 def _range_test(path: Path) -> RangeTest | None:
     """The test of a run that looked for its learning rate, where it can be read."""
     found = table(tolerant.read_json(path).value) if path.exists() else {}
-    trials = [
-        row for row in rows(found.get("trials")) if (number(row.get("learning_rate")) or 0) > 0
-    ]
+    trials = rows(found.get("trials"))
+    rates = [rate for row in trials if (rate := number(row.get("learning_rate"))) and rate > 0]
     suggestion = number(found.get("suggestion"))
-    if not trials or not suggestion:
+    if not suggestion or not rates or len(rates) < len(trials):
         return None
     return RangeTest(
         suggestion=suggestion,
-        rates=tuple(float(row["learning_rate"]) for row in trials),
+        rates=tuple(rates),
         losses=tuple(number(row.get("loss")) for row in trials),
         smoothed=tuple(number(row.get("smoothed")) for row in trials),
     )

@@ -6,6 +6,7 @@ parameters train on copies of their numbers, so putting them back loses no bit.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
@@ -158,4 +159,5 @@ def _start_of(trials: Sequence[Trial]) -> float:
 
 def _spread(trials: Sequence[Trial]) -> float:
     """How much updates differ by the rows that they see, once smoothed."""
-    return pstdev(trial.loss for trial in trials) * ((1 - SMOOTHING) / (1 + SMOOTHING)) ** 0.5
+    left = math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
+    return pstdev(trial.loss for trial in trials) * left

@@ -114,8 +114,8 @@ def test_recipe_keys_and_values_in_the_text_are_valid(tmp_path: Path) -> None:
     named = load_recipe(path, ["data.validation=valid.jsonl"]).recipe.model_dump()
     known = set(_dotted(named)) | set(_dotted(load_recipe(path).recipe.model_dump()))
     known |= {key.name for key in every_key("adapter")}  # each method has its own
-    known |= {key.name for key in every_key("data")}  # and so have the entries of lists
-    known |= {key.name for key in every_key("stages")}
+    for section in ("data", "train", "stages"):  # and so have the entries of lists
+        known |= {key.name for key in every_key(section)}
     staged = tmp_path / "staged.yaml"
     staged.write_text(SMALLEST + "stages: [{name: domain}, {name: task, as: auto}]\n")
     wrong, keys, values = [], 0, 0
