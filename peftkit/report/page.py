@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from peftkit.errors import WriteError
-from peftkit.report import charts, comparison, data_section, drift, story, tables, wording
+from peftkit.report import (
+    charts,
+    comparison,
+    data_section,
+    drift,
+    frontier,
+    story,
+    tables,
+    wording,
+)
 from peftkit.report.reading import read_run
 from peftkit.report.record import RunFolder
 from peftkit.report.text import build_text
@@ -81,6 +90,8 @@ def build_comparison(runs: Sequence[Path]) -> str:
         runs=named,
         drawings=_drawn(comparison.curves(named)),
         comparison=comparison,
+        points=frontier.points(named),
+        frontier=frontier,
     )
 
 
