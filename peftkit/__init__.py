@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peftkit.merge.delta import Delta as Delta
     from peftkit.pipeline.api import finetune as finetune
+    from peftkit.pipeline.frontier import frontier as frontier
     from peftkit.publish.publish import publish as publish
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 LAZY = {
     "Delta": "peftkit.merge.delta",
     "finetune": "peftkit.pipeline.api",
+    "frontier": "peftkit.pipeline.frontier",
     "publish": "peftkit.publish.publish",
 }
 """Where each name is; nothing heavy is imported until one is used."""

@@ -34,17 +34,45 @@ AT_ONCE = 0.2
 def check_spikes(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Whether loss or gradient norm jumped on the way."""
     spikes = find_spikes(steps)
-    return [
-        _check_kind("loss-spike", [s for s in spikes if s.kind == "loss"], steps),
-        _check_kind("gradient-spike", [s for s in spikes if s.kind == "gradient"], steps),
-    ]
+    loss = [spike for spike in spikes if spike.kind == "loss"]
+    gradient = [spike for spike in spikes if spike.kind == "gradient"]
+    return [_check_loss(loss, steps), _check_gradient(gradient, steps)]
 
 
-def _check_kind(name: str, spikes: Sequence[Spike], steps: Sequence[Mapping[str, Any]]) -> Finding:
-    what = {"loss-spike": "training loss", "gradient-spike": "gradient norm"}[name]
+def _check_loss(spikes: Sequence[Spike], steps: Sequence[Mapping[str, Any]]) -> Finding:
     share = len(spikes) / max(len(steps), 1)
     if not spikes:
-        return Finding(name, "ok", 0.0, MANY, f"the {what} never jumped far above its usual")
+        fine = "the training loss never jumped far above its usual"
+        return Finding("loss-spike", "ok", share, MANY, fine)
+    return Finding(
+        "loss-spike",
+        "warning" if share > MANY else "note",
+        share,
+        MANY,
+        f"the training loss jumped {_describe(spikes, steps)}",
+        "look at the rows of the worst step; lower `train.learning_rate`, or leave such updates "
+        "out with `train.on_spike: skip`",
+    )
+
+
+def _check_gradient(spikes: Sequence[Spike], steps: Sequence[Mapping[str, Any]]) -> Finding:
+    share = len(spikes) / max(len(steps), 1)
+    if not spikes:
+        fine = "the gradient norm never jumped far above its usual"
+        return Finding("gradient-spike", "ok", share, MANY, fine)
+    return Finding(
+        "gradient-spike",
+        "warning" if share > MANY else "note",
+        share,
+        MANY,
+        f"the gradient norm jumped {_describe(spikes, steps)}",
+        "look at the rows of the worst step; lower `train.learning_rate` or "
+        "`train.max_grad_norm`, or leave such updates out with `train.on_spike: skip`",
+    )
+
+
+def _describe(spikes: Sequence[Spike], steps: Sequence[Mapping[str, Any]]) -> str:
+    """How often, and how bad the worst was."""
     worst = max(spikes, key=lambda spike: spike.figure / max(spike.usual, 1e-9))
     times = f"{len(spikes)} time{'s' * (len(spikes) != 1)}"
     by_step = {line["step"]: line for line in steps}
@@ -52,15 +80,7 @@ def _check_kind(name: str, spikes: Sequence[Spike], steps: Sequence[Mapping[str,
     where = f", most of it in `{max(blocks, key=lambda each: blocks[each])}`" if blocks else ""
     skipped = sum(bool(by_step[spike.step].get("skipped")) for spike in spikes)
     left_out = f"; {skipped} of these updates were left out" if skipped else ""
-    return Finding(
-        name,
-        "warning" if share > MANY else "note",
-        share,
-        MANY,
-        f"the {what} jumped {times}, worst was {worst.sentence}{where}{left_out}",
-        f"look at the rows of step {worst.step}; lower `train.learning_rate` or "
-        "`train.max_grad_norm`, or leave such updates out with `train.on_spike: skip`",
-    )
+    return f"{times}, worst was {worst.sentence}{where}{left_out}"
 
 
 def check_update(metrics: Mapping[str, Any]) -> list[Finding]:

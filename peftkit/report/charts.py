@@ -236,6 +236,11 @@ def swatch(line: Line) -> str:
     )
 
 
+def shape(mark: str) -> str:
+    """The path of a mark around its place."""
+    return _MARKS[mark]
+
+
 def _cursor(chart: Chart, across: _Axis, axes: dict[Scale, _Axis]) -> dict[str, object]:
     """What the data cursor reads: each drawn step, and each series' words and height there."""
     chosen = {line.steps[at] for line in chart.lines for at in series.kept(line.values)}

@@ -22,6 +22,7 @@ from peftkit.report import (
     comparison,
     data_section,
     drift,
+    frontier,
     stage_tables,
     story,
     tables,
@@ -90,6 +91,8 @@ def build_comparison(runs: Sequence[Path]) -> str:
         runs=named,
         drawings=_drawn(comparison.curves(named)),
         comparison=comparison,
+        points=frontier.points(named),
+        frontier=frontier,
     )
 
 

@@ -16,11 +16,11 @@ from peftkit.data.formats import READERS as FORMATS
 from peftkit.data.lines import PACKED
 from peftkit.data.readers import READERS
 from peftkit.data.rows import Row
-from peftkit.diagnose import checks, data_checks, repeats
+from peftkit.diagnose import checks, data_checks, repeats, run_checks
 from peftkit.pipeline.signals import HEARD
 from peftkit.recipe.lock import FREE
 from peftkit.report.record import OWN_FILES, OWN_FOLDERS
-from peftkit.train.checkpoint import MANIFEST, MOMENTS, STATE, WEIGHTS
+from peftkit.train.checkpoint import AVERAGE, MANIFEST, MOMENTS, STATE, WEIGHTS
 
 PAGES = pages()
 REFERENCE = REPOSITORY / "docs" / "reference"
@@ -76,7 +76,7 @@ def test_each_finding_is_documented_as_it_is_made() -> None:
 
 def test_each_threshold_in_the_code_is_documented() -> None:
     page = PAGES["docs/reference/findings.md"].text
-    modules = [vars(module) for module in (checks, data_checks, repeats)]
+    modules = [vars(module) for module in (checks, data_checks, repeats, run_checks)]
     constants = {name: at for one in modules for name, at in one.items() if isinstance(at, float)}
     assert len(constants) >= 16
     absent = [name for name, value in constants.items() if not re.search(rf"\b{value}\b", page)]
@@ -97,7 +97,7 @@ def test_each_file_of_a_run_is_documented() -> None:
 
 def test_each_file_of_a_checkpoint_is_documented() -> None:
     rows = PAGES["docs/concepts/checkpoints.md"].section("Whole or absent").rows()
-    assert {code(row[0])[0] for row in rows} == {MANIFEST, WEIGHTS, MOMENTS, STATE}
+    assert {code(row[0])[0] for row in rows} == {MANIFEST, WEIGHTS, MOMENTS, AVERAGE, STATE}
 
 
 def test_each_exit_code_is_documented() -> None:
