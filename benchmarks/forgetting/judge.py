@@ -24,10 +24,9 @@ def summarize(runs: Runs) -> dict[str, Any]:
 
 def compare_replay(runs: Runs) -> dict[str, Any]:
     """Share of the forgetting that 5 % of replay removes, and what the target pays, by seed."""
-    full, replay = _by_seed(runs, "full"), _by_seed(runs, "replay 5 %")
-    removed = [1 - forgotten(replay[s]) / forgotten(full[s]) for s in sorted(full)]
-    cost = [replay[s]["target"] - full[s]["target"] for s in sorted(full)]
-    return {"removed": removed, "target_cost": cost}
+    pairs = _pairs(runs, "full", "replay 5 %")
+    removed = [1 - forgotten(replay) / forgotten(full) for full, replay in pairs]
+    return {"removed": removed, "target_cost": [r["target"] - f["target"] for f, r in pairs]}
 
 
 def compare_curves(runs: Runs) -> list[dict[str, float]]:
@@ -38,6 +37,8 @@ def compare_curves(runs: Runs) -> list[dict[str, float]]:
     found = []
     for seed in sorted({run["seed"] for run in runs}):
         ours, theirs = (_curve(runs, kind, seed) for kind in ("ewc", "l2sp"))
+        if min(len(ours), len(theirs)) < 2:
+            continue
         found.append(
             {
                 "seed": seed,
@@ -56,23 +57,21 @@ def compare_targets(runs: Runs) -> dict[str, Any]:
     for kind in ("all-linear", "attention"):
         tried = [r for r in runs if r["arm"].startswith(f"lora {kind} ") and r["seed"] == 0]
         best[kind] = min(tried, key=lambda run: float(run["target"]))["arm"]
-    ours, theirs = _by_seed(runs, best["all-linear"]), _by_seed(runs, best["attention"])
-    more = theirs[0]["trainable"] / ours[0]["trainable"] - 1
+    pairs = _pairs(runs, best["all-linear"], best["attention"])
     return {
         "best": best,
-        "attention_has_more": more,
-        "better_by": [theirs[seed]["target"] - ours[seed]["target"] for seed in sorted(ours)],
+        "attention_has_more": pairs[0][1]["trainable"] / pairs[0][0]["trainable"] - 1,
+        "better_by": [theirs["target"] - ours["target"] for ours, theirs in pairs],
     }
 
 
 def compare_domains(runs: Runs) -> dict[str, Any]:
     """Accuracy and loss after each domain less those of the task alone, by seed."""
-    alone = _by_seed(runs, "task")
     found = {}
     for name in ("python, then task", "shakespeare, then task"):
-        after = _by_seed(runs, name)
+        pairs = _pairs(runs, "task", name)
         found[name] = {
-            key: [after[seed][key] - alone[seed][key] for seed in sorted(alone)]
+            key: [after[key] - alone[key] for alone, after in pairs]
             for key in ("accuracy", "target")
         }
     return found
@@ -87,8 +86,10 @@ def _of(runs: Runs, arm: str) -> list[dict[str, Any]]:
     return [run for run in runs if run["arm"] == arm]
 
 
-def _by_seed(runs: Runs, arm: str) -> dict[int, dict[str, Any]]:
-    return {run["seed"]: run for run in _of(runs, arm)}
+def _pairs(runs: Runs, one: str, other: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Runs of two arms, seed by seed, where both were taken."""
+    first, second = ({run["seed"]: run for run in _of(runs, arm)} for arm in (one, other))
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
 def _means(runs: Runs) -> dict[str, Any]:

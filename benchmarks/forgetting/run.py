@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="file of runs to go on from")
     parser.add_argument("--only", help="one group of arms; nothing is written")
     parser.add_argument("--seed", type=int, help="one seed; nothing is written")
+    parser.add_argument("--partial", action="store_true", help="write what is kept, and take none")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args()
     runs = read_kept(asked.keep)
@@ -93,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         os.environ["PEFTKIT_CACHE"] = f"{name}/cache"
         write_material(Path(name))
-        for seed in _seeds(asked):
+        for seed in () if asked.partial else _seeds(asked):
             for arm in ARMS:
                 left_out = seed not in arm.seeds or asked.only not in (None, arm.group)
                 if left_out or (arm.name, seed) in done:

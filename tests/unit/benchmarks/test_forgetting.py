@@ -48,9 +48,12 @@ def test_the_summary_follows_from_the_runs(modules: dict[str, ModuleType]) -> No
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_promises_what_was_measured(name: str) -> None:
     arms = measured()["summary"]["arms"]
-    own, plain = arms[f"recipe {name}"], arms["recipe plain"]
     text = (REPOSITORY / "recipes" / "forgetting" / f"{name}.yaml").read_text()
     expect = next(line for line in text.splitlines() if line.startswith("# Expect:"))
+    if f"recipe {name}" not in arms:
+        assert expect == "# Expect: not measured"
+        return
+    own, plain = arms[f"recipe {name}"], arms["recipe plain"]
     assert expect == (
         f"# Expect: the loss of stories rises by {own['forgotten']['mean']:.2f} nats and not "
         f"by {plain['forgotten']['mean']:.2f}; exact match on held-out rows "
