@@ -18,7 +18,9 @@ from peftkit.adapters.task_file import PLAIN, TASK_FILE
 from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
-from peftkit.errors import InputError, RecipeError
+from peftkit.disk.replacing import refuse_to_replace
+from peftkit.errors import InputError
+from peftkit.merge.model_files import MERGE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
     Written = tuple[dict[str, Tensor], Any]
 
-MERGE_FILE = "merge.json"
-"""What the adapter is the sum of, and what cutting its rank cost."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.jinja")
 ROOM = 1_048_576
 """Bytes for names, configuration and `merge.json`."""
@@ -60,20 +60,6 @@ def save_delta(delta: Delta, folder: str) -> None:
         for path in _tokenizer_of(exact):
             shutil.copyfile(path, building / path.name)
         verify_adapter(building)
-
-
-def refuse_to_replace(folder: Path, mark: str) -> None:
-    """Say where anything but an earlier result stands, which its mark shows.
-
-    Raises:
-        RecipeError: it does, and would go.
-    """
-    own = folder.is_dir() and (not any(folder.iterdir()) or (folder / mark).is_file())
-    if folder.exists() and not own:
-        raise RecipeError(
-            f"`{folder}` holds something else, and all of it would go",
-            hint="name a new folder",
-        )
 
 
 def _tokenizer_of(delta: Delta) -> list[Path]:
