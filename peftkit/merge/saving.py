@@ -20,6 +20,7 @@ from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
 from peftkit.disk.replacing import refuse_to_replace
 from peftkit.errors import InputError
+from peftkit.merge.joining import tokenizer_files
 from peftkit.merge.model_files import MERGE_FILE
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
     Written = tuple[dict[str, Tensor], Any]
 
-TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.jinja")
+ROUNDED = 1e-4
+"""Share of a tensor that float32 may round away; of what it can hold it rounds 6e-8."""
 ROOM = 1_048_576
 """Bytes for names, configuration and `merge.json`."""
 
@@ -49,8 +51,8 @@ def save_delta(delta: Delta, folder: str) -> None:
     _sort_names(config)
     refuse_to_replace(Path(folder), MERGE_FILE)
     needed = sum(w.numel() * 4 for w in weights.values()) + ROOM
+    kept = {name: _as_float32(name, tensor) for name, tensor in weights.items()}
     with whole_folder(Path(folder), needed) as building:
-        kept = {name: tensor.float() for name, tensor in weights.items()}
         write_weights(kept, building / WEIGHTS_FILE, {"format": "pt"})
         config.save_pretrained(str(building))
         if (task := exact.facts.get("task")) and task != PLAIN:
@@ -62,12 +64,27 @@ def save_delta(delta: Delta, folder: str) -> None:
         verify_adapter(building)
 
 
+def _as_float32(name: str, tensor: Tensor) -> Tensor:
+    """The tensor in the numbers of a file.
+
+    Raises:
+        InputError: they have no digits for what is so small, and it would be saved as nothing.
+    """
+    found = tensor.float()
+    if float((found - tensor).norm()) > ROUNDED * float(tensor.norm()):
+        module = name.removeprefix(PREFIX).partition(".lora_")[0]
+        raise InputError(
+            f"`{name}` is too small for the numbers of a file: it would be saved as nothing",
+            hint=f"multiply the change by more, or leave it out: `delta.without('{module}')`",
+        )
+    return found
+
+
 def _tokenizer_of(delta: Delta) -> list[Path]:
     """The files that say which tokens the rows of new tokens are for."""
     if not any(name.endswith(TOKEN_ROWS) for name in delta.kept):
         return []
-    found = {path for kind in TOKENIZER_FILES for path in delta.facts["folder"].glob(kind)}
-    return sorted(path for path in found if path.is_file())
+    return tokenizer_files(delta.facts["folder"])
 
 
 def _sort_names(config: Any) -> None:
