@@ -9,12 +9,10 @@ import numpy as np
 
 from peftkit.data.views import numbers_of, some_of
 from peftkit.errors import InputError
-from peftkit.evaluate.compare import COVERAGE, resample
+from peftkit.evaluate.compare import draw_ratio, interval, resample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
     from peftkit.data.example import Example
     from peftkit.evaluate.evaluation import Evaluation
@@ -34,8 +32,8 @@ def divide(
     ordered = sorted(dict.fromkeys(keys), key=_shuffled)
     if len(ordered) < 2:
         raise InputError(
-            f"evaluate.tasks.{name}: a search needs rows of its own and others to be judged by, and "
-            f"there {'is' if len(ordered) == 1 else 'are'} {len(ordered)} that differ",
+            f"`{name}`: a search takes rows of its own and leaves others to be judged by, and of "
+            f"the {len(examples)} rows no two differ",
             hint="name a source with more rows",
         )
     held = set(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
@@ -63,8 +61,8 @@ def disagree(
         rows, tokens = after.rows.losses - before.rows.losses, before.rows.tokens
         draws = resample(len(rows), seed + number)
         changes.append(float(rows.sum() / tokens.sum()))
-        drawn.append(rows[draws].sum(axis=1) / tokens[draws].sum(axis=1))
-    low, high = _ends(drawn[1] - drawn[0])
+        drawn.append(draw_ratio(rows, tokens, draws))
+    low, high = interval(drawn[1] - drawn[0])
     return {
         "searched": changes[0],
         "held": changes[1],
@@ -72,9 +70,3 @@ def disagree(
         "low": low,
         "high": high,
     }
-
-
-def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
-    tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peftkit.evaluate.compare import COVERAGE, compare, resample
+from peftkit.evaluate.compare import compare, draw_ratio, interval, resample
 from peftkit.evaluate.metrics import FIGURES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -54,8 +54,10 @@ def performance(score: float, base: float, metric: str) -> float:
     return score / base if base else 1.0
 
 
-def retain(models: Mapping[str, Evaluation], helping: Sequence[str], *, seed: int) -> dict[str, Any]:
-    """The figures of one set: each model's, against the base, and the merge against the best parent.
+def retain(
+    models: Mapping[str, Evaluation], helping: Sequence[str], *, seed: int
+) -> dict[str, Any]:
+    """The figures of one set: each model against the base, the merge also against its parents.
 
     Args:
         models: what each did on the rows, the base, the merge and the parents among them.
@@ -76,24 +78,20 @@ def retain(models: Mapping[str, Evaluation], helping: Sequence[str], *, seed: in
         "against_base": {name: compare(base, models[name], seed=seed) for name in others},
         "against_best_parent": compare(models[best], merged, seed=seed) if best else None,
         "best_parent": best,
-        "performance": {
-            name: _performance(base, models[name], metric, seed) for name in others
-        },
+        "performance": {name: _performance(base, models[name], metric, seed) for name in others},
         "retained": _retained(base, models[best], merged, metric, seed) if best else None,
     }
 
 
-def _performance(
-    base: Evaluation, model: Evaluation, metric: str, seed: int
-) -> dict[str, float]:
+def _performance(base: Evaluation, model: Evaluation, metric: str, seed: int) -> dict[str, float]:
     draws = resample(len(base.examples), seed)
     if metric == "loss":
-        change = _drawn(model.rows.losses - base.rows.losses, base.rows.tokens, draws)
+        change = draw_ratio(model.rows.losses - base.rows.losses, base.rows.tokens, draws)
         shares = np.exp(np.clip(-change, None, 700.0))
     else:
         before, after = (_right(each)[draws].mean(axis=1) for each in (base, model))
         shares = np.where(before > 0, after / np.where(before > 0, before, 1.0), 1.0)
-    low, high = _ends(shares)
+    low, high = interval(shares)
     share = performance(score_of(model), score_of(base), metric)
     return {"share": share, "low": low, "high": high}
 
@@ -105,9 +103,9 @@ def _retained(
     draws = resample(len(base.examples), seed)
     gains = [_gain(base, model, metric) for model in (merged, parent)]
     drawn = [gain[draws].sum(axis=1) for gain in gains]
-    if _ends(drawn[1])[0] <= 0:
+    if interval(drawn[1])[0] <= 0:
         return None
-    low, high = _ends(drawn[0] / np.where(drawn[1] > 0, drawn[1], np.inf))
+    low, high = interval(drawn[0] / np.where(drawn[1] > 0, drawn[1], np.inf))
     return {"share": float(gains[0].sum() / gains[1].sum()), "low": low, "high": high}
 
 
@@ -123,16 +121,3 @@ def _right(evaluation: Evaluation) -> NDArray[np.float64]:
     found = evaluation.right
     assert found is not None  # noqa: S101 - for the type checker; the metric says so
     return found
-
-
-def _drawn(
-    totals: NDArray[np.float64], weights: NDArray[Any], draws: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
-    return found
-
-
-def _ends(values: NDArray[np.float64]) -> tuple[float, float]:
-    tail = (1 - COVERAGE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)

@@ -18,8 +18,10 @@ from peftkit.adapters.task_file import PLAIN, TASK_FILE
 from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
-from peftkit.errors import InputError, RecipeError
+from peftkit.disk.replacing import refuse_to_replace
+from peftkit.errors import InputError
 from peftkit.merge.joining import tokenizer_files
+from peftkit.merge.model_files import MERGE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
     Written = tuple[dict[str, Tensor], Any]
 
-MERGE_FILE = "merge.json"
-"""What the adapter is the sum of, and what cutting its rank cost."""
 ROUNDED = 1e-4
 """Share of a tensor that float32 may round away; of what it can hold it rounds 6e-8."""
 ROOM = 1_048_576
@@ -78,20 +78,6 @@ def _as_float32(name: str, tensor: Tensor) -> Tensor:
             hint=f"multiply the change by more, or leave it out: `delta.without('{module}')`",
         )
     return found
-
-
-def refuse_to_replace(folder: Path, mark: str) -> None:
-    """Say where anything but an earlier result stands, which its mark shows.
-
-    Raises:
-        RecipeError: it does, and would go.
-    """
-    own = folder.is_dir() and (not any(folder.iterdir()) or (folder / mark).is_file())
-    if folder.exists() and not own:
-        raise RecipeError(
-            f"`{folder}` holds something else, and all of it would go",
-            hint="name a new folder",
-        )
 
 
 def _tokenizer_of(delta: Delta) -> list[Path]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from peftkit.errors import RecipeError, RunError
 from peftkit.merge.combine import combine, measure_conflict
 from peftkit.merge.delta import Delta
-from peftkit.merge.expression import explain, parse
 from peftkit.merge.low_rank import lost
 from peftkit.merge.methods.catalog import find_method
 from peftkit.merge.methods.inputs import Inputs
 from peftkit.merge.saving import missing_under
+from peftkit.recipe.expression import explain, parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
