@@ -14,7 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ from material import read_domains, write_rows
 MATERIAL = ROOT.parent / "shared" / "material"
 BASE = str(MATERIAL / "stories260k-hf")
 SEEDS = (0, 1, 2)
-STEPS = 150
+STEPS, EARLY = 150, 40
+ASCENTS = (1e-4, 3e-4)
+"""Learning rates of gradient ascent."""
 DOMAINS = ["stories", "plays", "capital plays", "code", "rules", "abstracts"]
 """Those that something is judged on."""
 CONTROL, LEAST = "stories", 0.95
@@ -77,7 +79,7 @@ seed: {seed}
 """,
         encoding="utf-8",
     )
-    run = peftkit.finetune(recipe, out=place / "runs" / f"{domain}-{method}-{rate}-{seed}")
+    run = peftkit.finetune(recipe, out=place / "runs" / f"{domain}-{method}-{rate}-{steps}-{seed}")
     return Delta.load(run.adapter, BASE)
 
 
@@ -245,13 +247,13 @@ def measure_seed(place: Path, seed: int, steps: int) -> dict[str, Any]:
         found["negation"].append({"domain": domain, "method": method, **figures})
     aim = found["negation"][0]["target_rise"]
     found["ascent"] = [
-        ascend(judge, NEGATED[0][0], aim, seed, rate) for rate in (1e-4, RATE["full"])
+        ascend(judge, NEGATED[0][0], aim, seed=seed, rate=rate, steps=steps) for rate in ASCENTS
     ]
     print(json.dumps(found), flush=True)
     found["addition"] = []
-    for pair in PAIRS:
-        deltas = {name: train(place, name, seed, steps) for name in pair}
-        found["addition"].append({"pair": pair, **add(judge, deltas)})
+    for pair, length in product(PAIRS, (steps, min(EARLY, steps))):
+        deltas = {name: train(place, name, seed, length) for name in pair}
+        found["addition"].append({"pair": pair, "steps": length, **add(judge, deltas)})
     print(json.dumps(found["addition"]), flush=True)
     found["analogy"] = relate(judge, place, seed, steps)
     rates = {f"rate {r:g}": train(place, "plays", seed, steps, rate=r) for r in SOUP_RATES}
@@ -282,18 +284,20 @@ def summarize(seeds: list[dict[str, Any]], soup: dict[str, Any]) -> dict[str, An
     ascent = [
         {
             "rate": runs[0]["rate"],
-            "reached": sum(run["reached"] for run in runs),
-            "steps": mean(run["steps"] for run in runs),
-            "control_kept": mean(run["control_kept"] for run in runs),
-            "most_control_kept": max(run["control_kept"] for run in runs),
+            **{
+                f"{when}_control_kept": [run[when]["control_kept"] for run in runs if when in run]
+                for when in ("matched", "end")
+            },
+            "matched_target_rise": [
+                run["matched"]["target_rise"] for run in runs if "matched" in run
+            ],
         }
         for runs in zip(*(each["ascent"] for each in seeds), strict=True)
     ]
     addition = {}
-    for place, pair in enumerate(PAIRS):
-        runs = [each["addition"][place] for each in seeds]
+    for runs in zip(*(each["addition"] for each in seeds), strict=True):
         numbers = ("number", "cosine", "loss", "perplexity", "control_rise", "at_1")
-        addition[" + ".join(pair)] = {
+        addition[f"{' + '.join(runs[0]['pair'])}, {runs[0]['steps']} steps"] = {
             **{key: mean(run[key] for run in runs) for key in numbers},
             "least_perplexity": min(run["perplexity"] for run in runs),
             "interior": all(run["interior"] for run in runs),
