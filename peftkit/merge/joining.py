@@ -68,7 +68,7 @@ def refuse_two(one: Tensor, other: Tensor, name: str) -> Tensor:
         return one
     raise InputError(
         f"both adapters bring `{name}` of their own, which is no change of the base: it has no sum",
-        hint=f'say whose it shall be: `one + other.without("{name}")`',
+        hint="say whose it shall be: `--set 'heads={keep: NAME}'`",
     )
 
 
@@ -119,7 +119,7 @@ def _refuse_other_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> No
     if rows[0] != rows[1]:
         raise InputError(
             f"the adapters bring rows of different tokens: {rows[0]} and {rows[1]}",
-            hint=f'say whose shall stay: `one + other.without("*{TOKEN_ROWS}")`',
+            hint=f"`--without '*{TOKEN_ROWS}'` leaves them out",
         )
     said = [
         {p.name: p.read_bytes() for p in tokenizer_files(each["folder"])} for each in (one, other)
@@ -127,7 +127,7 @@ def _refuse_other_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> No
     if said[0] != said[1]:
         raise InputError(
             "the adapters bring rows of new tokens for different tokenizers",
-            hint=f'say whose shall stay: `one + other.without("*{TOKEN_ROWS}")`',
+            hint=f"`--without '*{TOKEN_ROWS}'` leaves them out",
         )
 
 
