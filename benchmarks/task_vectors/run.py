@@ -48,12 +48,12 @@ DOMAINS = ["stories", "plays", "capital plays", "code", "rules", "abstracts"]
 CONTROL, LEAST = "stories", 0.95
 """What must stay, and the share of the base's performance there that is still good enough."""
 RATE = {"lora": 1e-3, "full": 3e-4}
-GRID = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2)
+GRID = (0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2)
 NEGATED = (("code", "lora"), ("code", "full"), ("plays", "lora"))
 PAIRS = (("rules", "abstracts"), ("code", "plays"))
 UNITS = {"loss": float, "perplexity": lambda loss: kept(-loss)}
 """In which the gain of a task is told."""
-METHODS = ("tsv", "wudi", "core-ties")
+METHODS = ("tsv", "core-ties")
 SOUP_RATES = (3e-4, 1e-3, 3e-3)
 RANDOM = 2
 """Random changes whose mean effect stands beside each negation."""
@@ -92,7 +92,7 @@ def negate(judge: Judge, delta: Delta, domain: str, seed: int) -> dict[str, Any]
             margin = kept(judge.rise(CONTROL, "search")) - LEAST
             return Measured(objective=-numbers[0], margin=margin)
 
-        number = search(measure, [(0.0, 1.0)], [0.0], budget=12, largest=True).best.numbers[0]
+        number = search(measure, [(0.0, 1.0)], [0.0], budget=10, largest=True).best.numbers[0]
         turn({"it": -number})
         target, control = judge.rise(domain), judge.rise(CONTROL)
         curve = []
@@ -183,7 +183,7 @@ def relate(judge: Judge, place: Path, seed: int, steps: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"base": judge.base[aim, "judge"]}
     with judge.turned({**terms, "trained": trained}) as turn:
         tried = {}
-        for number in (0.4, 0.5, 0.6, 0.7, 0.8, 1.0):
+        for number in (0.4, 0.5, 0.6, 0.8, 1.0):
             turn(analogy(number))
             tried[number] = judge.loss(aim, "search")
         best = min(tried, key=tried.__getitem__)
@@ -252,7 +252,8 @@ def measure_seed(place: Path, seed: int, steps: int) -> dict[str, Any]:
     print(json.dumps(found), flush=True)
     found["addition"] = []
     for pair, length in product(PAIRS, (steps, min(EARLY, steps))):
-        deltas = {name: train(place, name, seed, length) for name in pair}
+        # Of other seeds, as runs of two people are: those of one seed begin with the same factors.
+        deltas = {n: train(place, n, seed + 10 * at, length) for at, n in enumerate(pair)}
         found["addition"].append({"pair": pair, "steps": length, **add(judge, deltas)})
     print(json.dumps(found["addition"]), flush=True)
     found["analogy"] = relate(judge, place, seed, steps)
@@ -339,7 +340,7 @@ def main() -> None:
         place = Path(name)
         for domain, documents in read_domains(MATERIAL).items():
             write_rows(domain, documents, place)
-        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        with ProcessPoolExecutor(len(seeds), get_context("spawn")) as pool:
             runs = list(pool.map(partial(measure_seed, place, steps=steps), seeds))
         plays = {f"seed {seed}": train(place, "plays", seed, steps) for seed in seeds}
         soup = stir(Judge(BASE, place, ["plays"]), plays, "plays")
