@@ -118,8 +118,12 @@ def test_both_parts_are_all_rows_and_share_none(count: int, share: float) -> Non
 def test_a_search_that_fits_its_own_rows_alone_is_told() -> None:
     noise = RANDOM.normal(0, 0.1, (2, 60))
     base = losses(HARD)
-    fooled = disagree((base, losses(HARD - 0.3 + noise[0])), (base, losses(HARD + noise[1])), seed=0)
+    fooled = disagree(
+        (base, losses(HARD - 0.3 + noise[0])), (base, losses(HARD + noise[1])), seed=0
+    )
     assert fooled["low"] > 0.2
     assert fooled["difference"] == pytest.approx(fooled["held"] - fooled["searched"])
-    alike = disagree((base, losses(HARD - 0.3 + noise[0])), (base, losses(HARD - 0.3 + noise[1])), seed=0)
+    alike = disagree(
+        (base, losses(HARD - 0.3 + noise[0])), (base, losses(HARD - 0.3 + noise[1])), seed=0
+    )
     assert alike["low"] < 0 < alike["high"]
