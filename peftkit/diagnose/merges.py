@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.diagnose.checks import FORGETTING
 from peftkit.diagnose.diagnose import ORDER
 from peftkit.diagnose.finding import Finding
+from peftkit.evaluate.retention import KEPT, MERGED
 from peftkit.report.wording import UNITS
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     Loose = Mapping[str, Any]
 
-MERGED = "merged"
-KEPT = 0.8
-"""Share of its best parent's gain that a task must keep."""
 FORGOTTEN_SHARE = 0.05
 """Points, as a share of one, that right answers on control rows may fall."""
 LOSSY = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peftkit.evaluate.compare import FEWEST, SHARES
-from peftkit.evaluate.retention import MERGED
+from peftkit.evaluate.retention import KEPT, MERGED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,13 +26,18 @@ def judge_sets(sets: Sequence[Set], worsened: str | None, unit: str = "token") -
         return {"helped": "unclear", "sentence": "no task was measured that a parent is good at"}
     ways = [_way(each, worse=worsened is not None) for each in aims]
     helped = "no" if "no" in ways else "yes" if set(ways) == {"yes"} else "unclear"
+    partly = helped == "yes" and any(
+        each["retained"]["share"] < KEPT for each in aims if not worsened
+    )
+    if partly:
+        helped = "unclear"
     fewest = min(each["rows"] for each in aims)
     if fewest < FEWEST:
         helped = "unclear"
     opening = {
-        "yes": "the merge took it away" if worsened else "the merge does what its parents do",
+        "yes": "it was taken away" if worsened else "the merge does what its parents do",
         "no": "the merge does not do it",
-        "unclear": "no clear effect",
+        "unclear": "it does a part of what its parents do" if partly else "no clear effect",
     }[helped]
     said = [_say(each, unit) for each in aims]
     said += [_say(each, unit) for each in sets if each["role"] == "control" and each not in aims]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,8 @@ def _retention(merge: Merge) -> Iterator[str]:
     found = merge_story.retention(merge)
     if not found.rows:
         return
-    yield table_in_text(found)
+    lines = tuple(tuple(cell.replace("\n", ", ") for cell in line) for line in found.rows)
+    yield table_in_text(replace(found, rows=lines))
     for name, why in merge.left_out:
         yield prose(f"`{name}` was not judged: {why}.")
     yield from map(table_in_text, merge_story.every_figure(merge))

@@ -91,7 +91,7 @@ def retention(merge: Merge) -> Table:
             _cell(found, name, metric) if name in found.models else "not judged" for name in names
         ]
         against = found.against_parent.get(found.metric)
-        beside = f"{_change(against)}\nfrom {found.best_parent}" if against else NOTHING
+        beside = f"{_change(against)}\n({found.best_parent})" if against else NOTHING
         lines.append(
             (
                 f"{found.name}\n{metric.label.lower()}",
@@ -101,13 +101,13 @@ def retention(merge: Merge) -> Table:
                 _part(found.performance.get(MERGED)),
             )
         )
-    kept = ("Change from the best parent", "Gain kept", "As good as the base")
+    kept = ("Beside the best parent", "Gain kept", "As good as base")
     return Table(
         "",
         ("Set", *(wording.sentence_case(name) for name in names), *kept),
         tuple(lines),
-        f"Under a figure: its change from the base and the {story.CONFIDENCE} interval of it. As good "
-        "as the base: by right answers, or of a loss by the ratio of perplexities.",
+        f"Under a figure: its change from the base, and the {story.CONFIDENCE} interval of that. "
+        "As good as the base: by right answers, or of a loss by the ratio of perplexities.",
     )
 
 
@@ -121,7 +121,7 @@ def _change(change: Change | None) -> str:
     if change is None:
         return NOTHING
     shown = wording.metric(change.metric).show_change(change.change)
-    return f"{shown} ({story.reach(change)})" if change.interval else shown
+    return f"{shown}\n{story.reach(change)}" if change.interval else shown
 
 
 def _part(part: Part | None) -> str:
@@ -131,7 +131,7 @@ def _part(part: Part | None) -> str:
     if part.reach is None:
         return shown
     low, high = (wording.figure(100 * end, 3) for end in part.reach)
-    return f"{shown} ({low} to {high})"
+    return f"{shown}\n{low} to {high}"
 
 
 def comparisons(merge: Merge) -> list[Comparison]:
@@ -265,7 +265,8 @@ def trace(search: Search) -> list[Chart]:
     for name, least in search.subject_to.items():
         key = f"{name}{SHARE_OF_BASE}"
         chart = _chart(f"kept-{name}", f"{name} as a share of the base", search, key, wording.share)
-        ends = (chart.lines[0].steps[0], chart.lines[0].steps[-1]) if chart.lines else ()
+        places = [place for line in chart.lines for place in line.steps]
+        ends = (min(places), max(places)) if places else ()
         limit = Line("Least", ends, (least,) * len(ends), "bold", tone=1)
         made.append(replace(chart, lines=(*chart.lines, limit)))
     return [chart for chart in made if chart.lines]
@@ -354,7 +355,9 @@ def _leaves(made: dict[str, object]) -> Iterator[Table]:
     rest = {key: value for key, value in made.items() if key != "terms"}
     for title, leaves in [("Result", tolerant.flat(rest)), *parts]:
         lines = tuple(
-            (key.replace("_", " "), wording.clipped(value, 300)) for key, value in leaves.items()
+            (key.replace("_", " "), wording.clipped(value, 300))
+            for key, value in leaves.items()
+            if value not in ("null", "[]")
         )
         if lines:
             yield Table(wording.sentence_case(title), (), lines)

@@ -19,7 +19,7 @@
   });
 
   onSwitch("view", (value) => {
-    document.getElementById("curves").dataset.view = value;
+    document.querySelector("[data-view]").dataset.view = value;
     for (const input of all('[data-switch="scale"]')) input.hidden = value === "table";
   });
 
