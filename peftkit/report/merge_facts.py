@@ -21,12 +21,10 @@ BASE, MERGED = "base", "merged"
 _LONGEST_SENTENCE = 2000
 _FILES = {
     MARK: "what it was made of cannot be shown",
-    "plan.json": "the terms cannot be compared",
     "metrics.json": "it was not judged, so there are no figures and no verdict",
     "findings.json": "nothing was diagnosed",
     "samples.json": "there are no samples to read",
 }
-_OPTIONAL = ("recipe.yaml", "search.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +96,11 @@ class Merge:
 
     name: str
     plan: Loose
+    """How the terms stand to each other."""
     made: Loose
     """What `merge.json` says."""
-    recipe: str | None
+    recipe: Mapping[str, str]
+    """By key, every default filled in."""
     task: str
     helped: str | None
     sentence: str | None
@@ -118,14 +118,14 @@ def read_merge(folder: Path) -> Merge:
     value = {name: item.value for name, item in found.items()}
     metrics = table(value["metrics.json"])
     verdict, searched = table(metrics.get("verdict")), tolerant.read_json(folder / "search.json")
-    plan = table(value["plan.json"])
+    made = table(value[MARK])
     left_out = table(metrics.get("left_out"))
     sentence = text(verdict.get("sentence"))
     return Merge(
-        name=label(plan.get("name")) or tolerant.clean(folder.resolve().name),
-        plan=plan,
-        made=table(value[MARK]),
-        recipe=text(tolerant.read_text(folder / "recipe.yaml").value),
+        name=label(made.get("name")) or tolerant.clean(folder.resolve().name),
+        plan=table(made.get("preflight")),
+        made=made,
+        recipe=tolerant.flat(table(made.get("recipe"))),
         task=label(metrics.get("task")) or "causal-lm",
         helped=text(verdict.get("helped")),
         sentence=sentence[:_LONGEST_SENTENCE] if sentence else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from peftkit.report import merge_story, wording
 from peftkit.report.merge_facts import MARK, read_merge
-from peftkit.report.page import LONGEST_RECIPE, SAMPLES_BYTES, draw_all, render, within, write_pages
+from peftkit.report.page import SAMPLES_BYTES, draw_all, render, within, write_pages
 from peftkit.report.text import fenced, finding_in_text, grid, prose, section, table_in_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ def build_merge_page(folder: Path) -> str:
         samples=samples,
         samples_left=len(facts.samples) - len(samples),
         findings=facts.findings,
-        recipe=None if facts.recipe is None else wording.clipped(facts.recipe, LONGEST_RECIPE),
     )
 
 
@@ -125,5 +124,4 @@ def _findings(merge: Merge) -> Iterator[str]:
 
 def _provenance(merge: Merge) -> Iterator[str]:
     yield from map(table_in_text, merge_story.provenance(merge))
-    if merge.recipe is not None:
-        yield fenced(merge.recipe, "yaml", limit=LONGEST_RECIPE)
+    yield from map(table_in_text, merge_story.recipe(merge))

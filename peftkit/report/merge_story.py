@@ -24,6 +24,9 @@ LISTED = 20
 SHARE_OF_BASE = ", share of the base"
 """Ends the name of a figure of a search that is no figure of a set itself."""
 
+ELSEWHERE = ("ranks", "error", "preflight", "recipe", "evaluation", "search")
+"""Parts of `merge.json` that the page shows in other places."""
+
 _TITLES = {
     "yes": ("Yes", "Yes, {}"),
     "no": ("No", "No, {}"),
@@ -344,15 +347,21 @@ def _figure(key: str, value: float | None, search: Search) -> str:
 
 def provenance(merge: Merge) -> list[Table]:
     """What the result itself says of where it came from."""
-    kept = {key: value for key, value in merge.made.items() if key not in ("ranks", "error")}
-    return list(_leaves(kept))
+    return list(_leaves({key: merge.made[key] for key in merge.made if key not in ELSEWHERE}))
+
+
+def recipe(merge: Merge) -> list[Table]:
+    """The recipe with every default filled in."""
+    lines = tuple((key, wording.clipped(value, 300)) for key, value in merge.recipe.items())
+    return [Table("Every key", ("Key", "Value"), lines)] if lines else []
 
 
 def _leaves(made: dict[str, object]) -> Iterator[Table]:
     parts = [
-        (f"term {label(each.get('name'))}", tolerant.flat(each)) for each in rows(made.get("terms"))
+        (f"parent {label(each.get('name'))}", tolerant.flat(each))
+        for each in rows(made.get("parents")) or rows(made.get("terms"))
     ]
-    rest = {key: value for key, value in made.items() if key != "terms"}
+    rest = {key: value for key, value in made.items() if key not in ("terms", "parents")}
     for title, leaves in [("Result", tolerant.flat(rest)), *parts]:
         lines = tuple(
             (key.replace("_", " "), wording.clipped(value, 300))
