@@ -114,15 +114,17 @@ def undo_fold(folded: Path, out: Path) -> dict[str, str]:
     """
     facts = _read_facts(folded)
     refuse_to_replace(out, "")
-    with TensorFiles(locate(BaseSection(model=str(folded)))) as files:
-        with safe_open(folded / UNDO_FILE, framework="pt") as kept:
-            told = json.loads(kept.metadata()["tensors"])
-            with whole_folder(out, files.bytes) as building:
-                for path in files.paths:
-                    _restore(path, building / path.name, files, kept, told)
-                    _check(building / path.name, facts["files"])
-                for path in beside(folded):
-                    shutil.copyfile(path, building / path.name)
+    with (
+        TensorFiles(locate(BaseSection(model=str(folded)))) as files,
+        safe_open(folded / UNDO_FILE, framework="pt") as kept,
+        whole_folder(out, files.bytes) as building,
+    ):
+        told = json.loads(kept.metadata()["tensors"])
+        for path in files.paths:
+            _restore(path, building / path.name, files, kept, told)
+            _check(building / path.name, facts["files"])
+        for path in beside(folded):
+            shutil.copyfile(path, building / path.name)
     return dict(facts["files"])
 
 

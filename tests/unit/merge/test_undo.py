@@ -92,19 +92,19 @@ def test_a_real_base_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
 def test_it_is_typed_and_says_how_much_it_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = build(tmp_path / "base", "llama", torch.bfloat16)
+    base = build(tmp_path / "base", "llama", torch.float16)
     adapter = adapt(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")
     folded, again = str(tmp_path / "folded"), str(tmp_path / "again")
     assert main(["fold", str(adapter), "--out", folded]) == 0
     assert "gives the base back, bit for bit" in capsys.readouterr().out
     assert main(["fold", "--undo", folded, "--out", again, "--json"]) == 0
     files = json.loads(capsys.readouterr().out)["files"]
-    assert len(files) == len(list(base.glob("*.safetensors"))) > 1
+    assert len(files) == len(list(base.glob("*.safetensors"))) == 1
     assert main(["fold", "--undo", folded, "--out", again]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert main(["fold", "--out", again]) == 2
     assert main(["fold", str(adapter), "--undo", folded, "--out", again]) == 2
-    assert AutoModelForCausalLM.from_pretrained(folded).dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(folded).dtype == torch.float16
 
 
 def test_what_was_changed_since_is_not_taken_back(tmp_path: Path) -> None:
