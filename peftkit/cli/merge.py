@@ -16,6 +16,7 @@ from peftkit.cli.options import (
     set_option,
     without_option,
 )
+from peftkit.cli.watching import Terminal
 from peftkit.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def command(
         raise RecipeError("where to? `--out DIR` is missing", hint="`--dry-run` only looks")
     from peftkit.pipeline.merge import merge
 
-    found = merge(recipe, out or RESULTS / recipe.name, dry_run=dry_run or explain)
+    only_look = dry_run or explain
+    found = merge(recipe, out or RESULTS / recipe.name, dry_run=only_look, watch=Terminal())
     if explain:
         show_explained(found.facts, as_json=as_json)
         return
