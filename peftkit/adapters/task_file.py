@@ -11,8 +11,8 @@ from peft import PeftModel
 
 from peftkit.adapters.head import head_of, put_on_head
 from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, links_out
-from peftkit.disk.weights_header import DamagedFileError, read_header
 from peftkit.base.tasks import AUTO, NEW_HEAD, task_of
+from peftkit.disk.weights_header import DamagedFileError, read_header
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import LABELLED
 

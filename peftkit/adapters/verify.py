@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.adapters.config_fields import config_problems
 from peftkit.adapters.expected import OWN_TYPES, expected_tensors
 from peftkit.adapters.module_tensors import Alone, Shape, Turned, Upright
+from peftkit.disk.digest import sha256_of
 from peftkit.disk.weights_header import (
     FLOAT_BYTES,
     DamagedFileError,
@@ -29,7 +30,6 @@ from peftkit.disk.weights_header import (
     parse_json,
     read_header,
 )
-from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:

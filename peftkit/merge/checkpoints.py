@@ -26,7 +26,7 @@ from peftkit.merge.methods.stream import Layer, Stream
 from peftkit.merge.model_files import BLOCK, MERGE_FILE, write_model
 from peftkit.merge.row_changes import BaseRows, RowChange
 from peftkit.merge.tensor_files import FLOATS, TensorFiles
-from peftkit.merge.terms import Layers, Part, open_term
+from peftkit.merge.terms import ALIKE, Layers, Part, open_term
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ def merge_checkpoints(
     *,
     method: str = "sum",
     settings: Mapping[str, Any] | None = None,
-    layers: Layers = Layers(),
+    layers: Layers = ALIKE,
 ) -> MergedModel:
     """Write the base with what some models and adapters change of it, merged by a method.
 
@@ -147,9 +147,7 @@ def _merger(
     """What merges the changes of a tensor: in place for sums, from a stream for the rest."""
     if method.kind == "gram":
         stream = _stream(base, changes, inputs)
-        gram = sum(
-            (gram_of_layer(stream, layer) for layer in stream.layers), start=torch.zeros(())
-        )
+        gram = sum((gram_of_layer(stream, layer) for layer in stream.layers), start=torch.zeros(()))
         # The stream has the order of sums; the multiples follow it, and so do the changes below.
         weights = tuple(method.function(gram, inputs.sorted().weights, told))
         return _sums(changes, inputs, weights)
@@ -187,9 +185,7 @@ def _sums(
     return begin
 
 
-def _stream(
-    base: BaseRows, changes: Mapping[str, tuple[RowChange, ...]], inputs: Inputs
-) -> Stream:
+def _stream(base: BaseRows, changes: Mapping[str, tuple[RowChange, ...]], inputs: Inputs) -> Stream:
     layers = []
     for name, several in changes.items():
         place = base.place(name)

@@ -75,6 +75,10 @@ class Layers:
                 raise RecipeError(f"`{pattern}` fits no module; there is `{there}`")
 
 
+ALIKE = Layers()
+"""All layers as the formula says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """What a term changes, by tensor of the base, and the digest of its content."""
