@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import json_option
+from peftkit.cli.options import json_option, without_option
 
 WORST = 5
 """Tensors that are listed."""
@@ -17,12 +17,15 @@ WORST = 5
 @click.argument("adapter")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Of the new model.")
 @click.option("--base", metavar="MODEL", help="The base [as the adapter names it].")
+@without_option
 @json_option
-def command(adapter: str, out: Path, base: str | None, *, as_json: bool) -> None:
+def command(
+    adapter: str, out: Path, base: str | None, left_out: tuple[str, ...], *, as_json: bool
+) -> None:
     """Write the base of ADAPTER with the adapter in its weights, and say what rounding lost."""
-    from peftkit.pipeline.merge import fold
+    from peftkit.pipeline.fold import fold
 
-    found = fold(adapter, out, base=base)
+    found = fold(adapter, out, base=base, left_out=left_out)
     facts = {"folder": str(found.folder), "relative": found.relative, "lost": found.lost}
     if as_json:
         output.show_json(facts)

@@ -23,10 +23,14 @@ from peftkit.merge.methods.gram import gram_of_layer
 from peftkit.merge.methods.in_place import add_in_place, sum_weights
 from peftkit.merge.methods.inputs import Inputs
 from peftkit.merge.methods.stream import Layer, Stream
-from peftkit.merge.model_files import BLOCK, MERGE_FILE, write_model
+from peftkit.merge.model_files import BLOCK, MERGE_FILE, PLAIN, refuse_lossy, write_model
 from peftkit.merge.row_changes import BaseRows, RowChange
 from peftkit.merge.tensor_files import FLOATS, TensorFiles
+<<<<<<< HEAD
 from peftkit.merge.terms import ALIKE, Layers, Part, open_term
+=======
+from peftkit.merge.terms import ALIKE, open_term
+>>>>>>> a
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +40,9 @@ if TYPE_CHECKING:
 
     from peftkit.merge.methods.catalog import Method
     from peftkit.merge.methods.entry_wise import EntryWise
-    from peftkit.merge.model_files import Written
+    from peftkit.merge.model_files import Finish, Written
     from peftkit.merge.row_changes import Fill
-    from peftkit.merge.terms import Term
+    from peftkit.merge.terms import Layers, Part, Term
 
     Begin = Callable[[str], Fill]
     """Takes the statistics of a tensor, and gives what fills in its merged change."""
@@ -68,6 +72,10 @@ def merge_checkpoints(
     method: str = "sum",
     settings: Mapping[str, Any] | None = None,
     layers: Layers = ALIKE,
+<<<<<<< HEAD
+=======
+    finish: Finish = PLAIN,
+>>>>>>> a
 ) -> MergedModel:
     """Write the base with what some models and adapters change of it, merged by a method.
 
@@ -78,6 +86,7 @@ def merge_checkpoints(
         method: of the catalog.
         settings: of the method, as a recipe writes them.
         layers: what is weighed otherwise in some layers, or left out.
+        finish: what is said beside it, and how much rounding may take.
 
     Raises:
         RecipeError: the method cannot merge this, or something is not there.
@@ -105,9 +114,10 @@ def merge_checkpoints(
         merged = {name: (lambda name=name: begin(name)) for name in changes}
         with whole_folder(out, files.bytes + ROOM) as building:
             written = write_model(files, rows, merged, building)
+            refuse_lossy(written, finish.fail_above)
             facts = _describe(files, parts, terms, written)
             facts |= {"method": method, "settings": dict(settings or {})}
-            text = json.dumps(facts, indent=2) + "\n"
+            text = json.dumps({**facts, **(finish.note or {})}, indent=2) + "\n"
             (building / MERGE_FILE).write_text(text, encoding="utf-8")
     return MergedModel(out, written.lost, written.relative, written.digests)
 

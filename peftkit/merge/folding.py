@@ -17,7 +17,7 @@ from peftkit.disk.replacing import refuse_to_replace
 from peftkit.errors import InputError
 from peftkit.merge.base_weights import BaseWeights, nearest, open_base
 from peftkit.merge.layer_kinds import layer_kinds
-from peftkit.merge.model_files import write_model
+from peftkit.merge.model_files import MERGE_FILE, PLAIN, refuse_lossy, write_model
 from peftkit.merge.row_changes import (
     BaseRows,
     RowChange,
@@ -25,7 +25,7 @@ from peftkit.merge.row_changes import (
     of_scaling,
     of_whole,
 )
-from peftkit.merge.saving import missing_under
+from peftkit.merge.saving import describe, missing_under
 from peftkit.merge.tensor_files import TensorFiles
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from peftkit.merge.delta import Delta
     from peftkit.merge.low_rank import LowRank
+    from peftkit.merge.model_files import Finish
     from peftkit.merge.row_changes import Fill
 
 FOLD_FILE = "fold.json"
@@ -53,8 +54,23 @@ class Fold:
     """The same of all together."""
 
 
-def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
-    """Write the folded model; see `Delta.fold`."""
+def fold_delta(
+    delta: Delta,
+    base: str,
+    out: Path,
+    finish: Finish = PLAIN,
+) -> Fold:
+    """Write the folded model; see `Delta.fold`.
+
+    Args:
+        delta: the change.
+        base: what it is folded into.
+        out: where to.
+        finish: what is said beside it, and how much rounding may take.
+
+    Raises:
+        RunError: rounding takes more.
+    """
     refuse_what_has_no_place(delta)
     origin = open_base(base).origin
     if problems := other_base(delta.facts.get("base"), origin.name):
@@ -66,6 +82,7 @@ def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
         changes = {name: change.begin for name, change in changes_of(delta, rows).items()}
         with whole_folder(out, files.bytes + 2**20) as building:
             written = write_model(files, rows, changes, building)
+            refuse_lossy(written, finish.fail_above)
             said = {
                 "base": origin.name,
                 "terms": [
@@ -75,6 +92,9 @@ def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
                 "lost": {"relative": written.relative, "tensors": written.lost},
             }
             (building / FOLD_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            if finish.note is not None:
+                text = json.dumps({**describe(delta), **finish.note}, indent=2) + "\n"
+                (building / MERGE_FILE).write_text(text, encoding="utf-8")
     return Fold(out, written.lost, written.relative)
 
 
@@ -87,12 +107,12 @@ def refuse_what_has_no_place(delta: Delta) -> None:
     if delta.networks:
         raise InputError(
             "bottlenecks are networks beside the base: no weight of it does what they do",
-            hint="keep them as an adapter: `delta.save(folder)`",
+            hint="keep them as an adapter: `peftkit merge` does",
         )
     if delta.kept:
         raise InputError(
             f"the adapter brings `{next(iter(delta.kept))}`, which the base has no place for",
-            hint="keep it as an adapter, or leave it out: `delta.without('*score*')`",
+            hint="keep it as an adapter, or leave it out: `--without '*score*'`",
         )
     if not (delta.low or delta.dense or delta.scalings):
         raise InputError("there is nothing to fold: the change is empty")
@@ -137,7 +157,7 @@ def changes_of(delta: Delta, base: BaseRows) -> dict[str, RowChange]:
             raise InputError(
                 f"`{name}` is both the embedding and the head of this base, and the adapter "
                 "changes one of them",
-                hint=f"keep it as an adapter, or leave the change out: `delta.without('{module}')`",
+                hint=f"keep it as an adapter, or leave the change out: `--without '{module}'`",
             )
         found[name] = RowChange(tuple(_parts(placed, parameter, name, base)))
     return found

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,6 +37,20 @@ BLOCK = 1 << 16
 """Entries of a block: a few of them in float32 fit into a processor's own cache."""
 PIECE = 1 << 20
 """Bytes that are copied at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What is said beside the weights of a result, and how much of it rounding may take."""
+
+    note: Mapping[str, Any] | None = None
+    """What `merge.json` says besides, where the result is a merge."""
+    fail_above: float = math.inf
+    """The share of the change that rounding may take."""
+
+
+PLAIN = Finish()
+"""Nothing is said, and rounding may take what it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +127,23 @@ def write_model(
     if not any(each.moved for each in tensors.values()):
         raise RunError(
             "the result would be the base itself: the change is nothing, or rounded away",
-            hint="keep it as an adapter, which rounds nothing away: `delta.save(folder)`",
+            hint="keep it as an adapter, which rounds nothing away: `peftkit merge`",
         )
     return written
+
+
+def refuse_lossy(written: Written, fail_above: float) -> None:
+    """Say where rounding took more of the change than it may.
+
+    Raises:
+        RunError: it did; whoever writes to a folder of its own takes it back.
+    """
+    if written.relative > fail_above:
+        raise RunError(
+            f"rounding would take {written.relative:.3f} of the change, more than {fail_above:g}: "
+            "nothing was written",
+            hint="keep it as an adapter, which rounds nothing away: `--set output.as=adapter`",
+        )
 
 
 def spans(rows: int, columns: int, entries: int = BLOCK) -> Iterator[tuple[int, int]]:

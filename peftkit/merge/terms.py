@@ -76,7 +76,7 @@ class Layers:
 
 
 ALIKE = Layers()
-"""All layers as the formula says."""
+"""All layers count alike, and none is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,16 @@ class ShippedRecipe:
     path: Path
     purpose: str
     run: str
-    """The command."""
+    """The command, such as `peftkit finetune recipes/quickstart.yaml`."""
     needs: str
     """Memory and time."""
     expect: str
     """What was measured."""
+
+    @property
+    def command(self) -> str:
+        """What runs it, without the file."""
+        return self.run.rpartition(" ")[0]
 
 
 def shelf() -> Path:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from peftkit.recipe.sections.base import FOUR_BITS
+from peftkit.recipe.sections.section import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +23,7 @@ a quantized base, whose norms and biases stay as they are."""
 EXACT = ("pissa", "olora")
 """Variants of LoRA that start from the base's weights as they were published."""
 
-Place = tuple[str, str]
+Place = tuple[str | int, ...]
 
 
 def spell_out(values: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def spell_out(values: dict[str, Any]) -> dict[str, Any]:
     if said != QUANTIZED:
         why = f"`adapter.method: qlora` is short for `lora` on `{QUANTIZED}`, and this says"
         instead = f"; `adapter.method: lora` goes with `{said}`"
-        raise _refused({("base", "quantize"): f"{why} `{said}`{instead}"})
+        raise refused({("base", "quantize"): f"{why} `{said}`{instead}"})
     whole = {**base, "quantize": QUANTIZED}
     return {**values, "base": whole, "adapter": {**adapter, "method": METHOD}}
 
@@ -52,7 +51,7 @@ def refuse_what_cannot_work(recipe: Recipe) -> None:
         ValidationError: a key of `base` or `adapter` cannot go with another.
     """
     if problems := dict(_problems(recipe)):
-        raise _refused(problems)
+        raise refused(problems)
 
 
 def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
@@ -82,19 +81,3 @@ def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
 def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
     found = values.get(key)
     return found if isinstance(found, dict) else {}
-
-
-def _refused(problems: dict[Place, str]) -> ValidationError:
-    """What pydantic raises for keys at these places, so that messages find their lines."""
-    return ValidationError.from_exception_data(
-        "Recipe",
-        [
-            {
-                "type": "value_error",
-                "loc": place,
-                "input": None,
-                "ctx": {"error": ValueError(sentence)},
-            }
-            for place, sentence in problems.items()
-        ],
-    )

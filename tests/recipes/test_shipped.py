@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from peftkit.recipe.load import load_recipe
+from peftkit.recipe.load import load_any
+from peftkit.recipe.merge_schema import MergeRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
@@ -32,10 +33,11 @@ def test_the_recipes_are_where_they_should_be() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_is_valid_and_says_how_to_run_it(path: Path) -> None:
-    load_recipe(path)
+    merges = isinstance(load_any(path).recipe, MergeRecipe)
     found = header(path)
     assert sorted(found) == sorted(HEADER)
-    assert found["Run"] == f"peftkit finetune {path.relative_to(REPOSITORY)}"
+    command = "merge" if merges else "finetune"
+    assert found["Run"] == f"peftkit {command} {path.relative_to(REPOSITORY)}"
     assert found["Expect"] == "not measured" or "benchmarks/" in found["Expect"]
 
 
