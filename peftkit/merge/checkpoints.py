@@ -26,11 +26,7 @@ from peftkit.merge.methods.stream import Layer, Stream
 from peftkit.merge.model_files import BLOCK, MERGE_FILE, PLAIN, refuse_lossy, write_model
 from peftkit.merge.row_changes import BaseRows, RowChange
 from peftkit.merge.tensor_files import FLOATS, TensorFiles
-<<<<<<< HEAD
-from peftkit.merge.terms import ALIKE, Layers, Part, open_term
-=======
 from peftkit.merge.terms import ALIKE, open_term
->>>>>>> a
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -72,10 +68,7 @@ def merge_checkpoints(
     method: str = "sum",
     settings: Mapping[str, Any] | None = None,
     layers: Layers = ALIKE,
-<<<<<<< HEAD
-=======
     finish: Finish = PLAIN,
->>>>>>> a
 ) -> MergedModel:
     """Write the base with what some models and adapters change of it, merged by a method.
 
