@@ -119,10 +119,12 @@ def inputs_of(
 def _normalized(weights: Mapping[str, float]) -> dict[str, float]:
     total = sum(weights.values())
     negative = [f"`{name}` has {weight:g}" for name, weight in weights.items() if weight < 0]
+    why = "the numbers add up to 0"
+    if negative:
+        why = f"{negative[0]}, and a mean takes no negative numbers"
     if negative or not total:
-        found = f"{negative[0]}, and a mean takes no negative numbers"
         raise RecipeError(
-            f"method.normalize: {found if negative else 'the numbers add up to 0'}",
+            f"method.normalize: {why}",
             hint="`normalize: false` adds and subtracts as the formula says",
         )
     return {name: weight / total for name, weight in weights.items()}
