@@ -98,6 +98,12 @@ def test_a_merge_is_judged_beside_its_base_and_its_parents(
         assert kept["share"] == pytest.approx(gains[0] / gains[1])
         assert kept["low"] <= kept["share"] <= kept["high"]
         assert found["against_base"]["merged"]["loss"]["change"] == pytest.approx(-gains[0])
+
+
+def test_the_folder_of_a_merge_holds_all_that_the_page_says(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    assert main(["merge", recipe(place), "--out", str(out)]) == 0
+    metrics = read(out, "metrics.json")
     ids = {finding["id"] for finding in read(out, "findings.json")}
     assert ids == {"lossy-cut", "no-effect", "task-interference", "forgetting"}
     samples = read(out, "samples.json")
