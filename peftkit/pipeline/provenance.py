@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DIGITS = 6
 """Of the figures that are kept: other libraries add up in another order."""
-AS_RECORDED = ("recipe", "evaluation", "search", "base")
+AS_RECORDED = ("recipe", "evaluation", "search")
 """Parts that a merge which is made again takes over as they are."""
 
 
@@ -77,6 +77,8 @@ def record(
     }
     if earlier is not None:
         said |= {key: earlier[key] for key in AS_RECORDED if key in earlier}
+        was = earlier["base"]
+        said["base"] = facts | {"name": was["name"], "digest": facts["digest"] or was["digest"]}
     return said
 
 

@@ -162,6 +162,9 @@ def test_as_weights_is_the_base_with_the_adapter(place: Path) -> None:
     torch.testing.assert_close(logits(place / "weights"), wanted, atol=1e-4, rtol=1e-4)
     said = json.loads((place / "weights" / "merge.json").read_text())
     assert said["recipe"]["output"]["as"] == "weights"
+    assert main(["merge", "--reproduce", str(place / "weights")]) == 0
+    assert main(["fold", "--undo", str(place / "weights"), "--out", str(place / "again")]) == 0
+    assert torch.equal(logits(place / "again"), logits(place / "base"))
     words = ["--set", "output={as: weights, fail_above: 0}", "--out", str(place / "none")]
     assert main(["merge", path, *words]) == 1
     assert not (place / "none").exists()
