@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +14,7 @@ from peftkit.adapters.stack import digest_of, find_adapter
 from peftkit.adapters.verify import CONFIG_FILE
 from peftkit.base.locate import BUILTIN, digest, locate, weight_files
 from peftkit.disk.digest import sha256_of
-from peftkit.errors import InputError
+from peftkit.errors import InputError, PeftkitError
 from peftkit.merge.base_weights import open_base
 from peftkit.merge.joining import tokenizer_files
 from peftkit.merge.model_files import MERGE_FILE
@@ -117,7 +118,8 @@ def base_facts(name: str | None, parents: Sequence[Parent]) -> dict[str, Any]:
     revisions = [each.revision for each in parents if each.revision is not None]
     digests = [each.base_digest for each in parents if each.base_digest is not None]
     if name is not None and (name in BUILTIN or Path(name).is_dir()):
-        digests.insert(0, digest(locate(BaseSection(model=name))))
+        with suppress(PeftkitError):  # the sum does not need it, so it may be of any kind
+            digests.insert(0, digest(locate(BaseSection(model=name))))
     return {
         "name": name,
         "revision": revisions[0] if revisions else None,

@@ -15,7 +15,7 @@ from peftkit.merge.saving import DTYPES, prepare, save_delta
 from peftkit.merge.terms import Layers, Part
 from peftkit.pipeline.judging import end_judging, start_judging
 from peftkit.pipeline.merge_terms import base_of, find_parents, load_terms, mix, settings_of
-from peftkit.pipeline.preflight import look, peak_memory
+from peftkit.pipeline.preflight import error_by_rank, look, peak_memory
 from peftkit.pipeline.provenance import record
 from peftkit.pipeline.watch import Silent
 from peftkit.recipe.expression import explain
@@ -110,6 +110,8 @@ def _merge(
         "memory": peak_memory(),
     }
     if dry_run:
+        whole = total.compress(energy=1.0) if total.dense and merged.error.layers else total
+        facts["error_by_rank"] = error_by_rank(list(whole.spectra().values()))
         return Merged(facts, refusal)
     if refusal is not None:
         raise refusal

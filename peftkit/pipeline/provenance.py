@@ -76,9 +76,10 @@ def record(
         "preflight": _rounded(figures),
     }
     if earlier is not None:
-        said |= {key: earlier[key] for key in AS_RECORDED if key in earlier}
+        said |= {key: value for key, value in earlier.items() if key in AS_RECORDED}
         was = earlier["base"]
-        said["base"] = facts | {"name": was["name"], "digest": facts["digest"] or was["digest"]}
+        known = facts["digest"] if None not in (facts["digest"], was["digest"]) else was["digest"]
+        said["base"] = facts | {"name": was["name"], "digest": known}
     return said
 
 

@@ -234,7 +234,8 @@ def test_a_merge_can_be_made_again(place: Path, capsys: pytest.CaptureFixture[st
     text = BOTH + "method: {name: dare, keep: 0.5}\nseed: 3\noutput: {rank: 4}\nbase: ../base\n"
     out = place / "out"
     assert main(["merge", recipe(place, text), "--out", str(out)]) == 0
-    add_to_record(out, "evaluation", {"chat": 1.0})
+    for key in ("search", "evaluation"):
+        add_to_record(out, key, {"chat": 1.0})
     said = (out / "merge.json").read_text()
     assert str(place) not in said
     assert json.loads(said)["parents"][0]["at"] == "../chat"
@@ -337,8 +338,8 @@ SPOILED = {
         65,
         "different lists of tokens",
     ),
-    "zero sum": (lambda _: None, f"{MEAN}expression: 0*chat + 0*code", 2, "a mean takes"),
-    "negative": (lambda _: None, f"{MEAN}expression: chat - code", 2, "a mean takes"),
+    "zero sum": (lambda _: None, f"{MEAN}expression: 0*chat + 0*code", 2, "add up to 0"),
+    "negative": (lambda _: None, f"{MEAN}expression: chat - code", 2, "no negative numbers"),
     "pattern": (lambda _: None, "without: ['*nothing*']", 2, "fits nothing of any term"),
     "scale": (lambda _: None, "scale: [{match: '*no*', times: {chat: 1}}]", 2, "fits no module"),
     "no name": (lambda _: None, "expression: '0'", 2, "names no adapter"),
