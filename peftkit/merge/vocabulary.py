@@ -227,16 +227,14 @@ def write_vocabulary(alignment: Alignment, folder: Path) -> None:
         return
     path = folder / "config.json"
     config = _read(path)
-    sizes = [each for each in (config, config.get("text_config")) if _has_size(each)]
+    nested = config.get("text_config")
+    inner = nested if isinstance(nested, dict) else {}
+    sizes = [each for each in (config, inner) if "vocab_size" in each]
     if not sizes:
         raise RunError(f"`{path.name}` does not say `vocab_size`, and the vocabulary grew")
     for each in sizes:
         each["vocab_size"] = alignment.rows
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _has_size(config: Any) -> bool:
-    return isinstance(config, dict) and "vocab_size" in config
 
 
 def _read(path: Path) -> dict[str, Any]:
