@@ -78,11 +78,10 @@ def start(command: Sequence[str], work: Path) -> Took:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-        assert process.stdout is not None
         peak = watch(process.pid)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        said = process.stdout.read()
+        said = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(f"{command}\n{log.read_text()[-3000:]}")
     disk = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
