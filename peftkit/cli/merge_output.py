@@ -33,6 +33,34 @@ def show_merge(facts: dict[str, Any]) -> None:
     if "lost" in facts:
         output.show(f"lost     {facts['lost']:.3g} of the change, by rounding")
     output.show(f"result   {facts['out'] or 'not written (--dry-run)'}")
+    if "evaluation" in facts:
+        _show_judged(facts)
+
+
+def _show_judged(facts: dict[str, Any]) -> None:
+    """Every model on every set, what was found, and where to read on."""
+    sets = facts["evaluation"]["sets"]
+    models = list(dict.fromkeys(name for each in sets for name in each["models"]))
+    output.show("")
+    output.table(
+        ("set", "rows", "figure", *models, "gain kept"),
+        [
+            (
+                each["name"],
+                each["rows"],
+                each["metric"].replace("_", " "),
+                *(each["models"].get(name) for name in models),
+                each["retained"] and f"{100 * each['retained']['share']:.0f} %",
+            )
+            for each in sets
+        ],
+    )
+    output.show("")
+    for finding in facts["findings"]:
+        if finding["severity"] != "ok":
+            output.show(f"{finding['severity']:8} {finding['id']}: {finding['sentence']}")
+    output.show(f"{facts['evaluation']['verdict']['sentence']}")
+    output.show(f"report   {facts['report']}")
 
 
 def _formula(facts: dict[str, Any]) -> str:

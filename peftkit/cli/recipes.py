@@ -47,7 +47,10 @@ def copy_recipe(name: str, destination: Path) -> None:
     """
     copied = catalog.copy(name, destination)
     output.show(str(copied))
-    output.say(f"run it with `{catalog.find(name).command} {copied}`")
+    *before, own = catalog.find(name).commands_for(copied)
+    for command in before:
+        output.say(f"first `{command}`")
+    output.say(f"run it with `{own}`")
 
 
 @command.command("validate", epilog="Example: peftkit recipes validate my.yaml")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BASE, MERGED = "base", "merged"
 """What the models of a comparison are called that are no parents."""
+KEPT = 0.8
+"""Share of its best parent's gain that a task must keep."""
 HIGHEST_LOSS = 1e4
 """Stands for a loss that is no number: a model that is broken is worse than any other."""
 

@@ -27,6 +27,7 @@ from peftkit.merge.row_changes import (
 )
 from peftkit.merge.saving import describe, missing_under
 from peftkit.merge.tensor_files import TensorFiles
+from peftkit.merge.undo import FOLD_FILE, write_undo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from peftkit.merge.model_files import Finish
     from peftkit.merge.row_changes import Fill
 
-FOLD_FILE = "fold.json"
-"""What was folded, and what rounding lost of it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Fold:
@@ -52,6 +50,8 @@ class Fold:
     """By tensor: the norm of what is missing, by that of the change."""
     relative: float
     """The same of all together."""
+    undo_bytes: int = 0
+    """What it takes to have the base back, bit for bit."""
 
 
 def fold_delta(
@@ -83,6 +83,7 @@ def fold_delta(
         with whole_folder(out, files.bytes + 2**20) as building:
             written = write_model(files, rows, changes, building)
             refuse_lossy(written, finish.fail_above)
+            undo = write_undo(*place(delta, files), files, building)
             said = {
                 "base": origin.name,
                 "terms": [
@@ -90,12 +91,13 @@ def fold_delta(
                     for each in delta.terms
                 ],
                 "lost": {"relative": written.relative, "tensors": written.lost},
+                "undo": undo.facts,
             }
             (building / FOLD_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
             if finish.note is not None:
                 text = json.dumps({**describe(delta), **finish.note}, indent=2) + "\n"
                 (building / MERGE_FILE).write_text(text, encoding="utf-8")
-    return Fold(out, written.lost, written.relative)
+    return Fold(out, written.lost, written.relative, undo.bytes)
 
 
 def refuse_what_has_no_place(delta: Delta) -> None:
@@ -144,11 +146,23 @@ def changes_of(delta: Delta, base: BaseRows) -> dict[str, RowChange]:
     Raises:
         InputError: the base has no such weight, one of another shape, or one that stands for two.
     """
-    files = base.files
+    placed, parameters = place(delta, base.files)
+    return {
+        name: RowChange(tuple(_parts(placed, parameter, name, base)))
+        for name, parameter in parameters.items()
+    }
+
+
+def place(delta: Delta, files: TensorFiles) -> tuple[Delta, dict[str, str]]:
+    """The change as the base's weights lie, and which parameter each tensor of its files is.
+
+    Raises:
+        InputError: the base has no such weight, or one that stands for two.
+    """
     opened = BaseWeights(files.origin, {name: each.path for name, each in files.places.items()})
     kinds = layer_kinds(files.origin)
     placed = _as_it_lies(delta, kinds)
-    found: dict[str, RowChange] = {}
+    found: dict[str, str] = {}
     for parameter in _parameters(placed, opened):
         name, module = opened.find(parameter), parameter.removesuffix(".weight")
         of_one = module in delta.low or module in delta.scalings or module == "lm_head"
@@ -159,8 +173,8 @@ def changes_of(delta: Delta, base: BaseRows) -> dict[str, RowChange]:
                 "changes one of them",
                 hint=f"keep it as an adapter, or leave the change out: `--without '{module}'`",
             )
-        found[name] = RowChange(tuple(_parts(placed, parameter, name, base)))
-    return found
+        found[name] = parameter
+    return placed, found
 
 
 def _as_it_lies(delta: Delta, kinds: dict[str, str]) -> Delta:

@@ -138,8 +138,8 @@ def _refuse(
         )
         raise InputError(
             f"{what}: rows of one number are not of one token",
-            hint="`vocabulary: base` matches rows by their tokens and keeps the base's; "
-            "`vocabulary: union` keeps tokens that were added to others, too",
+            hint="`output.vocabulary: base` matches rows by their tokens and keeps the base's; "
+            "`union` keeps tokens that were added to others, too",
         )
 
 
@@ -208,7 +208,7 @@ def _teach(base: Origin, extra: Sequence[str], models: Mapping[str, tuple[Origin
         raise InputError(
             f"`{pieces[0]}` and {len(pieces) - 1} more are pieces of another vocabulary, not "
             "tokens that were added: the base's tokenizer would never make them",
-            hint="`vocabulary: base` leaves them out",
+            hint="`output.vocabulary: base` leaves them out",
         )
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens([added[token] for token in extra])

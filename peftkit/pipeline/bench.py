@@ -12,6 +12,7 @@ from peftkit.adapters.task_file import PLAIN
 from peftkit.adapters.tokens import added_tokens
 from peftkit.base.load import Base, load_base, stop_ids
 from peftkit.base.machine import choose_device
+from peftkit.data.origin import name_sources
 from peftkit.data.prepare import read_set
 from peftkit.errors import InputError
 from peftkit.evaluate.evaluation import Evaluation, evaluate_set
@@ -148,7 +149,7 @@ def open_bench(
         found = read_set(name, sources, data.bad_rows, encoder)
         if not found.examples:
             raise InputError(f"evaluate: the set `{name}` has no usable row")
-        places = tuple(source.source for source in sources)
+        places = tuple(name_sources(sources))
         sets.append(Rows(name, role, places, choose_rows(found.examples, how.rows)))
     task = task_of(section, base.origin, base.tokenizer)
     return Bench(base, section, task, stops, tuple(sets), how)

@@ -48,7 +48,7 @@ class _Model:
 
 def judge_merge(
     bench: Bench,
-    parents: Mapping[str, Delta],
+    parents: Mapping[str, Delta | Path],
     numbers: Mapping[str, float],
     merged: Delta | Path,
     watch: Watch,
@@ -59,7 +59,7 @@ def judge_merge(
 
     Args:
         bench: the base and the sets.
-        parents: the terms as they are when they act alone.
+        parents: the terms as they are when they act alone, or the folders of whole models.
         numbers: what each is multiplied by; one that is taken away is nothing to be kept.
         merged: the merge as it was saved, or the folder of a model that was.
         watch: is told how far it is.
@@ -88,9 +88,11 @@ def judge_merge(
     return Judgment(metrics, [s for rows in bench.sets for s in _samples(bench, rows, found)])
 
 
-def _other_head(bench: Bench, delta: Delta) -> str:
+def _other_head(bench: Bench, parent: Delta | Path) -> str:
     """Why a parent cannot be judged on these rows; empty where it can."""
-    own = {"labels": [], "head": None} | (delta.facts.get("task") or PLAIN)
+    if isinstance(parent, Path):
+        return ""
+    own = {"labels": [], "head": None} | (parent.facts.get("task") or PLAIN)
     if own["task"] != bench.task.name:
         return f"it was trained for {own['task']}, and the rows ask for {bench.task.name}"
     if tuple(own["labels"]) != bench.section.names:

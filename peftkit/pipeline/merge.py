@@ -13,9 +13,11 @@ from peftkit.merge.folding import fold_delta, refuse_what_has_no_place
 from peftkit.merge.model_files import MERGE_FILE, Finish
 from peftkit.merge.saving import DTYPES, prepare, save_delta
 from peftkit.merge.terms import Layers, Part
+from peftkit.pipeline.judging import end_judging, start_judging
 from peftkit.pipeline.merge_terms import base_of, find_parents, load_terms, mix, settings_of
-from peftkit.pipeline.preflight import look, peak_memory
+from peftkit.pipeline.preflight import error_by_rank, look, peak_memory
 from peftkit.pipeline.provenance import record
+from peftkit.pipeline.watch import Silent
 from peftkit.recipe.expression import explain
 
 if TYPE_CHECKING:
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
     from peftkit.merge.delta import Delta
     from peftkit.merge.parents import Parent
     from peftkit.pipeline.merge_terms import Terms
+    from peftkit.pipeline.watch import Watch
     from peftkit.recipe.merge_schema import MergeRecipe
+
+
+SILENT = Silent()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +49,52 @@ def merge(
     *,
     dry_run: bool = False,
     earlier: Mapping[str, Any] | None = None,
+    watch: Watch = SILENT,
 ) -> Merged:
     """What the formula gives, and how its terms stand to each other, written to `out`.
+
+    Where the recipe names rows under `evaluate`, numbers may be searched on them before, and the
+    result is judged on them after it was written.
 
     Args:
         recipe: the merge.
         out: the folder of the result.
         dry_run: only look.
         earlier: what the record of an earlier result says, where this is the same again.
+        watch: is told how far a search and the judging are.
 
     Raises:
         RecipeError: an adapter is not there, or the recipe does not fit what is.
         InputError: an adapter is damaged or cannot be a term of a sum.
-        RunError: the cut costs more than it may.
+        RunError: the cut costs more than it may, or a search finds no numbers that it may take.
     """
     parents = find_parents(recipe)
-    weights = recipe.weights if earlier is None else dict(earlier["weights"])
-    if _streams(recipe, parents) and not dry_run:
+    streams = _streams(recipe, parents) and not dry_run
+    terms = None if streams and recipe.search is None else load_terms(recipe, parents)
+    rows = recipe.evaluate
+    if dry_run or earlier is not None or not (rows.tasks or rows.control):
+        weights = recipe.weights if earlier is None else dict(earlier["weights"])
+        return _merge(recipe, parents, terms, weights, out, dry_run=dry_run, earlier=earlier)
+    refuse_to_replace(out, MERGE_FILE)
+    said = terms.base if terms else next((each.base for each in parents if each.base), None)
+    judging = start_judging(recipe, parents, terms, _named_base(recipe, said), watch)
+    found = _merge(recipe, parents, None if streams else terms, judging.weights, out)
+    return Merged(found.facts | end_judging(judging, recipe, out, watch))
+
+
+def _merge(
+    recipe: MergeRecipe,
+    parents: tuple[Parent, ...],
+    terms: Terms | None,
+    weights: Mapping[str, float],
+    out: Path,
+    *,
+    dry_run: bool = False,
+    earlier: Mapping[str, Any] | None = None,
+) -> Merged:
+    """The merge with these numbers; whole models, of which no terms were loaded, by streaming."""
+    if terms is None:
         return Merged(_stream(recipe, parents, weights, out, earlier))
-    terms = load_terms(recipe, parents)
     total = mix(recipe, terms, weights)
     output = recipe.output
     merged = total.compress(
@@ -77,6 +110,8 @@ def merge(
         "memory": peak_memory(),
     }
     if dry_run:
+        whole = total.compress(energy=1.0) if total.dense and merged.error.layers else total
+        facts["error_by_rank"] = error_by_rank(list(whole.spectra().values()))
         return Merged(facts, refusal)
     if refusal is not None:
         raise refusal
@@ -106,6 +141,7 @@ def _stream(
         base,
         out,
         how=How(recipe.method.name, settings_of(recipe)),
+        vocabulary=recipe.output.vocabulary,
         layers=Layers(tuple((r.match, r.times) for r in recipe.scale), recipe.without),
         finish=Finish(note, recipe.output.fail_above),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -52,7 +52,7 @@ def find_parents(recipe: MergeRecipe) -> tuple[Parent, ...]:
         InputError: two are of different bases, or of different tokenizers.
     """
     parents = tuple(find_parent(name, recipe.adapters[name]) for name in recipe.weights)
-    refuse_strangers(parents)
+    refuse_strangers(parents, tokens_too=recipe.output.vocabulary == "same")
     return parents
 
 
@@ -63,12 +63,18 @@ def load_terms(recipe: MergeRecipe, parents: tuple[Parent, ...]) -> Terms:
         RecipeError: a pattern fits nothing, or the base of an adapter is not known.
         InputError: an adapter is damaged, is no vector, or brings a head that others bring too.
     """
-    given = {each.name: Delta.load(recipe.adapters[each.name], base_of(recipe)) for each in parents}
+    given = {each.name: _named(recipe, each.name) for each in parents}
     left, gone = _leave_out(given, recipe.without)
     scaled = {name: _scale(recipe, name, delta) for name, delta in left.items()}
     keep = recipe.heads.keep if isinstance(recipe.heads, KeepSection) else ""
     policy = "keep" if isinstance(recipe.heads, KeepSection) else recipe.heads
     return Terms(parents, settle_heads(scaled, policy, keep), given, gone)
+
+
+def _named(recipe: MergeRecipe, name: str) -> Delta:
+    """A change as the formula calls it: its folder may be called otherwise one day."""
+    delta = Delta.load(recipe.adapters[name], base_of(recipe))
+    return replace(delta, terms=tuple(replace(term, name=name) for term in delta.terms))
 
 
 def mix(recipe: MergeRecipe, terms: Terms, weights: Mapping[str, float]) -> Delta:
@@ -112,10 +118,11 @@ def inputs_of(
 
 def _normalized(weights: Mapping[str, float]) -> dict[str, float]:
     total = sum(weights.values())
-    if any(weight < 0 for weight in weights.values()) or not total:
-        shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+    negative = [f"`{name}` has {weight:g}" for name, weight in weights.items() if weight < 0]
+    if negative or not total:
+        found = f"{negative[0]}, and a mean takes no negative numbers"
         raise RecipeError(
-            f"method.normalize: a mean takes numbers of at least 0, not all of them 0, got {shown}",
+            f"method.normalize: {found if negative else 'the numbers add up to 0'}",
             hint="`normalize: false` adds and subtracts as the formula says",
         )
     return {name: weight / total for name, weight in weights.items()}

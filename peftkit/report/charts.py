@@ -39,7 +39,7 @@ class Line:
     """One series: a thin or bold line, or marked points with their intervals."""
 
     name: str
-    steps: tuple[int, ...]
+    steps: tuple[float, ...]
     values: tuple[float | None, ...]
     look: Literal["thin", "bold", "points"] = "thin"
     mark: str = "disc"
@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A titled set of series over optimizer steps."""
+    """A titled set of series over optimizer steps, or over something else that is counted."""
 
     key: str
     title: str
@@ -57,6 +57,10 @@ class Chart:
     lines: tuple[Line, ...]
     show: Callable[[float | None], str] = wording.figure
     scales: tuple[Scale, ...] = ("linear", "log")
+    unit: str = "step"
+    """What the series go over."""
+    counted: bool = True
+    """Whether that is counted from 0, and no number between any two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ def draw(chart: Chart) -> Drawing | None:
     values = [value for line in chart.lines for value in line.values if value is not None]
     if not values:
         return None
-    across = _Axis(0, max(1, *(step for line in chart.lines for step in line.steps)))
+    across = _axis_across(chart)
     scales: list[Scale] = [scale for scale in chart.scales if scale == "linear" or min(values) > 0]
     axes = {scale: _value_axis(chart, scale) for scale in scales}
     return Drawing(
@@ -95,6 +99,14 @@ def draw(chart: Chart) -> Drawing | None:
         scales=tuple((scale, _svg(chart, across, axes[scale])) for scale in scales),
         cursor=_cursor(chart, across, axes),
     )
+
+
+def _axis_across(chart: Chart) -> _Axis:
+    steps = [step for line in chart.lines for step in line.steps]
+    if chart.counted:
+        return _Axis(0, max(1, *steps))
+    low, high = min(steps), max(steps)
+    return _Axis(low, high if high > low else low + 1)
 
 
 def _value_axis(chart: Chart, scale: Scale) -> _Axis:
@@ -144,7 +156,7 @@ def _svg(chart: Chart, across: _Axis, up: _Axis) -> str:
     parts = [
         f'<svg width="100%" height="100%" role="img" aria-label="{label} ({scale} scale)">',
         '<g aria-hidden="true">',
-        _grid(across, up),
+        _grid(across, up, counted=chart.counted),
         f'<svg viewBox="0 0 {_UNITS} {_UNITS}" {_STRETCHED}>',
         *(_path(line, across, up) for line in chart.lines),
         "</svg>",
@@ -154,7 +166,7 @@ def _svg(chart: Chart, across: _Axis, up: _Axis) -> str:
     return "".join(parts)
 
 
-def _grid(across: _Axis, up: _Axis) -> str:
+def _grid(across: _Axis, up: _Axis, *, counted: bool) -> str:
     parts = []
     for value in (log_ticks if up.log else ticks)(up.low, up.high, 6):
         at = _percent(1 - up.place(value))
@@ -164,12 +176,12 @@ def _grid(across: _Axis, up: _Axis) -> str:
             f"{escape(wording.figure(value, 6))}</text>"
         )
     for value in ticks(across.low, across.high, 5):
-        if value != int(value):
+        if counted and value != int(value):
             continue
         at = _percent(across.place(value))
         parts.append(
             f'<text class="tick" x="{at}" y="100%" dy="1.6em" text-anchor="middle">'
-            f"{wording.count(value)}</text>"
+            f"{wording.count(value) if counted else escape(wording.figure(value, 3))}</text>"
         )
     return "".join(parts)
 
@@ -241,13 +253,14 @@ def _cursor(chart: Chart, across: _Axis, axes: dict[Scale, _Axis]) -> dict[str, 
         rows.append({"name": line.name, "tone": line.tone, "words": words, "heights": heights})
     return {
         "title": chart.title,
+        "unit": chart.unit,
         "steps": stops,
         "places": [round(across.place(step), 4) for step in stops],
         "series": rows,
     }
 
 
-def _value_at(line: Line, step: int) -> float | None:
+def _value_at(line: Line, step: float) -> float | None:
     """The value at a step; a smoothed line, which is drawn through, has one between its points."""
     at = bisect_right(line.steps, step) - 1
     if at < 0 or (line.steps[at] != step and (line.look != "bold" or at + 1 == len(line.steps))):

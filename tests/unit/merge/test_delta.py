@@ -124,7 +124,8 @@ def test_an_adapter_alone_is_itself(
     base = bases[family(kind)]
     delta = Delta.load(adapters[kind], str(base))
     delta.save(tmp_path / "same")
-    (-(-delta)).save(tmp_path / "twice negated")
+    negated = -delta
+    (-negated).save(tmp_path / "twice negated")
     one, other = (
         (tmp_path / name / "adapter_model.safetensors").read_bytes()
         for name in ("same", "twice negated")
