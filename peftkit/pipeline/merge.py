@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peftkit.disk.replacing import refuse_to_replace
 from peftkit.errors import PeftkitError, RecipeError, RunError
 from peftkit.merge.base_weights import open_base
-from peftkit.merge.checkpoints import merge_checkpoints
+from peftkit.merge.checkpoints import How, merge_checkpoints
 from peftkit.merge.folding import fold_delta, refuse_what_has_no_place
 from peftkit.merge.model_files import MERGE_FILE, Finish
 from peftkit.merge.saving import DTYPES, prepare, save_delta
@@ -140,8 +140,8 @@ def _stream(
         [Part(name, recipe.adapters[name], weight) for name, weight in weights.items()],
         base,
         out,
-        method=recipe.method.name,
-        settings=settings_of(recipe),
+        how=How(recipe.method.name, settings_of(recipe)),
+        vocabulary=recipe.output.vocabulary,
         layers=Layers(tuple((r.match, r.times) for r in recipe.scale), recipe.without),
         finish=Finish(note, recipe.output.fail_above),
     )

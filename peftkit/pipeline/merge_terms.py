@@ -52,7 +52,7 @@ def find_parents(recipe: MergeRecipe) -> tuple[Parent, ...]:
         InputError: two are of different bases, or of different tokenizers.
     """
     parents = tuple(find_parent(name, recipe.adapters[name]) for name in recipe.weights)
-    refuse_strangers(parents)
+    refuse_strangers(parents, tokens_too=recipe.output.vocabulary == "same")
     return parents
 
 

@@ -182,6 +182,31 @@ def test_whole_models_become_a_whole_model(place: Path) -> None:
     assert main(["merge", "--reproduce", str(out)]) == 0
 
 
+def test_a_model_with_more_rows_of_tokens_needs_a_rule(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padded, as vocabularies are, to another number of rows: no row is cut off by its number."""
+    for name in ("base", "tuned"):
+        words = {f"word{number}": number for number in range(60)}
+        said = {"model": {"type": "WordLevel", "vocab": words}, "added_tokens": []}
+        (place / name / "tokenizer.json").write_text(json.dumps(said))
+    tensors = load_file(place / "tuned" / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.ones(8, tensors[name].shape[1])])
+    save_file(tensors, place / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    text = "adapters: {tuned: ../tuned}\nexpression: tuned\nbase: ../base\n"
+    path, out = recipe(place, text + "output: {as: weights}\n"), place / "out"
+    assert main(["merge", path, "--out", str(out)]) == 65
+    assert "`output.vocabulary: base` matches rows" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["merge", path, "--set", "output.vocabulary=base", "--out", str(out)]) == 0
+    before = load_file(place / "base" / "model.safetensors")
+    merged = load_file(out / "model.safetensors")
+    assert {n: t.shape for n, t in merged.items()} == {n: t.shape for n, t in before.items()}
+    assert main(["merge", "--reproduce", str(out)]) == 0
+    assert main(["merge", path, "--set", "output={vocabulary: base}", "--out", "none"]) == 2
+
+
 def test_fewer_bits_are_said_and_load_in_peft(place: Path) -> None:
     out = place / "out"
     words = ["--set", "output.dtype=bfloat16", "--out", str(out)]
