@@ -14,7 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from material import read_domains, write_rows
 MATERIAL = ROOT.parent / "shared" / "material"
 BASE = str(MATERIAL / "stories260k-hf")
 SEEDS = (0, 1, 2)
-STEPS, EARLY = 150, 40
+STEPS, EARLY, NEGATED_STEPS = 100, 40, 150
 ASCENTS = (1e-4, 3e-4)
 """Learning rates of gradient ascent."""
 DOMAINS = ["stories", "plays", "capital plays", "code", "rules", "abstracts"]
@@ -48,7 +48,7 @@ DOMAINS = ["stories", "plays", "capital plays", "code", "rules", "abstracts"]
 CONTROL, LEAST = "stories", 0.95
 """What must stay, and the share of the base's performance there that is still good enough."""
 RATE = {"lora": 1e-3, "full": 3e-4}
-GRID = (0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2)
+GRID = (0.4, 0.5, 0.6, 0.8, 1.0, 1.2)
 NEGATED = (("code", "lora"), ("code", "full"), ("plays", "lora"))
 PAIRS = (("rules", "abstracts"), ("code", "plays"))
 UNITS = {"loss": float, "perplexity": lambda loss: kept(-loss)}
@@ -183,7 +183,7 @@ def relate(judge: Judge, place: Path, seed: int, steps: int) -> dict[str, Any]:
     figures: dict[str, Any] = {"base": judge.base[aim, "judge"]}
     with judge.turned({**terms, "trained": trained}) as turn:
         tried = {}
-        for number in (0.4, 0.5, 0.6, 0.8, 1.0):
+        for number in (0.4, 0.6, 0.8, 1.0):
             turn(analogy(number))
             tried[number] = judge.loss(aim, "search")
         best = min(tried, key=tried.__getitem__)
@@ -235,49 +235,81 @@ def stir(judge: Judge, deltas: dict[str, Delta], domain: str) -> dict[str, Any]:
     }
 
 
-def measure_seed(place: Path, seed: int, steps: int) -> dict[str, Any]:
-    """All figures of one seed."""
-    torch.set_num_threads(1)
-    judge = Judge(BASE, place, DOMAINS)
-    started = time.process_time()
-    found: dict[str, Any] = {"seed": seed, "negation": []}
+def measure_negation(judge: Judge, place: Path, seed: int, steps: int) -> dict[str, Any]:
+    """Changes taken away, and the base trained up the loss instead."""
+    found = []
     for domain, method in NEGATED:
         delta = train(place, domain, seed, steps, method=method)
         figures = negate(judge, delta, domain, seed)
-        found["negation"].append({"domain": domain, "method": method, **figures})
-    aim = found["negation"][0]["target_rise"]
-    found["ascent"] = [
+        found.append({"domain": domain, "method": method, **figures})
+    aim = found[0]["target_rise"]
+    ascents = [
         ascend(judge, NEGATED[0][0], aim, seed=seed, rate=rate, steps=steps) for rate in ASCENTS
     ]
-    print(json.dumps(found), flush=True)
-    found["addition"] = []
-    for pair, length in product(PAIRS, (steps, min(EARLY, steps))):
+    return {"negation": found, "ascent": ascents}
+
+
+def measure_addition(
+    judge: Judge, place: Path, seed: int, steps: int, *, pair: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """A pair of tasks added, after long runs and after short ones."""
+    found = []
+    for length in (steps, min(EARLY, steps)):
         # Of other seeds, as runs of two people are: those of one seed begin with the same factors.
         deltas = {n: train(place, n, seed + 10 * at, length) for at, n in enumerate(pair)}
-        found["addition"].append({"pair": pair, "steps": length, **add(judge, deltas)})
-    print(json.dumps(found["addition"]), flush=True)
-    found["analogy"] = relate(judge, place, seed, steps)
+        found.append({"pair": pair, "steps": length, **add(judge, deltas)})
+    return found
+
+
+def measure_soups(judge: Judge, place: Path, seed: int, steps: int) -> dict[str, Any]:
+    """Runs on plays of three learning rates, and of three seeds."""
     rates = {f"rate {r:g}": train(place, "plays", seed, steps, rate=r) for r in SOUP_RATES}
-    found["soup_of_rates"] = stir(judge, rates, "plays")
-    print(json.dumps([found["analogy"], found["soup_of_rates"]]), flush=True)
-    return found | {"cpu_seconds": time.process_time() - started}
+    seeds = {f"seed {each}": train(place, "plays", each, steps) for each in SEEDS}
+    return {"rates": stir(judge, rates, "plays"), "seeds": stir(judge, seeds, "plays")}
 
 
-def summarize(seeds: list[dict[str, Any]], soup: dict[str, Any]) -> dict[str, Any]:
+JOBS: dict[str, Any] = {
+    **{f"negation-{seed}": (measure_negation, seed, NEGATED_STEPS) for seed in SEEDS},
+    **{
+        f"addition-{at}-{seed}": (partial(measure_addition, pair=pair), seed, STEPS)
+        for seed in SEEDS
+        for at, pair in enumerate(PAIRS)
+    },
+    **{f"analogy-{seed}": (relate, seed, STEPS) for seed in SEEDS},
+    "soups": (measure_soups, SEEDS[0], STEPS),
+}
+"""What is measured, with which seed and how many steps, each in a folder of its own."""
+
+
+def do(job: str, place: Path, most: int) -> None:
+    """Measure a job, unless its figures are there."""
+    if (done := place / f"{job}.json").exists():
+        return
+    torch.set_num_threads(1)
+    measure, seed, steps = JOBS[job]
+    (place / job).mkdir(exist_ok=True)
+    for domain, documents in read_domains(MATERIAL).items():
+        write_rows(domain, documents, place / job)
+    started = time.process_time()
+    found = measure(Judge(BASE, place / job, DOMAINS), place / job, seed, min(steps, most))
+    facts = {"figures": found, "cpu_seconds": time.process_time() - started}
+    done.write_text(json.dumps(facts), encoding="utf-8")
+    print(job, f"{facts['cpu_seconds']:.0f} s", flush=True)
+
+
+def summarize(found: dict[str, Any]) -> dict[str, Any]:
     """Means over seeds, and the worst seed where a bound is asked for."""
 
     def mean(values: Any) -> float:
         return statistics.mean(values)
 
+    negations = [found[f"negation-{seed}"] for seed in SEEDS]
     negation = {}
     for place, (domain, method) in enumerate(NEGATED):
-        runs = [each["negation"][place] for each in seeds]
+        runs = [each["negation"][place] for each in negations]
+        keys = ("number", "target_rise", "control_rise", "control_kept", "ratio")
         negation[f"{domain}, {method}"] = {
-            "number": mean(run["number"] for run in runs),
-            "target_rise": mean(run["target_rise"] for run in runs),
-            "control_rise": mean(run["control_rise"] for run in runs),
-            "control_kept": mean(run["control_kept"] for run in runs),
-            "ratio": mean(run["ratio"] for run in runs),
+            **{key: mean(run[key] for run in runs) for key in keys},
             "least_ratio": min(run["ratio"] for run in runs),
             "random_share": mean(run["random"]["share"] for run in runs),
             "most_random_share": max(abs(run["random"]["share"]) for run in runs),
@@ -289,67 +321,52 @@ def summarize(seeds: list[dict[str, Any]], soup: dict[str, Any]) -> dict[str, An
                 f"{when}_control_kept": [run[when]["control_kept"] for run in runs if when in run]
                 for when in ("matched", "end")
             },
-            "matched_target_rise": [
-                run["matched"]["target_rise"] for run in runs if "matched" in run
-            ],
         }
-        for runs in zip(*(each["ascent"] for each in seeds), strict=True)
+        for runs in zip(*(each["ascent"] for each in negations), strict=True)
     ]
     addition = {}
-    for runs in zip(*(each["addition"] for each in seeds), strict=True):
-        numbers = ("number", "cosine", "loss", "perplexity", "control_rise", "at_1")
-        addition[f"{' + '.join(runs[0]['pair'])}, {runs[0]['steps']} steps"] = {
-            **{key: mean(run[key] for run in runs) for key in numbers},
-            "least_perplexity": min(run["perplexity"] for run in runs),
-            "interior": all(run["interior"] for run in runs),
-            "methods": {n: mean(run["methods"][n]["loss"] for run in runs) for n in METHODS},
-        }
-    analogies = [each["analogy"] for each in seeds]
-    rates = [each["soup_of_rates"] for each in seeds]
+    for at, pair in enumerate(PAIRS):
+        for runs in zip(*(found[f"addition-{at}-{seed}"] for seed in SEEDS), strict=True):
+            keys = ("number", "cosine", "loss", "perplexity", "control_rise", "at_1")
+            addition[f"{' + '.join(pair)}, {runs[0]['steps']} steps"] = {
+                **{key: mean(run[key] for run in runs) for key in keys},
+                "least_perplexity": min(run["perplexity"] for run in runs),
+                "interior": all(run["interior"] for run in runs),
+                "methods": {n: mean(run["methods"][n]["loss"] for run in runs) for n in METHODS},
+            }
+    analogies = [found[f"analogy-{seed}"] for seed in SEEDS]
+    terms = ("base", "plays", "capital stories", "stories", "analogy", "trained", "share")
+    soup = ("mean", "best", "uniform", "greedy")
     return {
         "negation": negation,
         "ascent": ascent,
         "addition": addition,
-        "analogy": {
-            key: mean(each[key] for each in analogies)
-            for key in (
-                "base",
-                "plays",
-                "capital stories",
-                "stories",
-                "analogy",
-                "trained",
-                "share",
-            )
-        },
-        "soup_of_rates": {
-            key: mean(each[key] for each in rates) for key in ("mean", "best", "uniform", "greedy")
-        },
-        "soup_of_seeds": {key: soup[key] for key in ("mean", "best", "uniform", "greedy")},
+        "analogy": {key: mean(each[key] for each in analogies) for key in terms},
+        "soup_of_rates": {key: found["soups"]["rates"][key] for key in soup},
+        "soup_of_seeds": {key: found["soups"]["seeds"][key] for key in soup},
     }
 
 
 def main() -> None:
-    """Measure every seed, and write the result."""
+    """Do every job, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true")
-    smoke = parser.parse_args().smoke
-    torch.set_num_threads(1)
-    seeds, steps = (SEEDS[:2], 6) if smoke else (SEEDS, STEPS)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="figures of jobs go here and are taken from here")
+    told = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        for domain, documents in read_domains(MATERIAL).items():
-            write_rows(domain, documents, place)
-        with ProcessPoolExecutor(len(seeds), get_context("spawn")) as pool:
-            runs = list(pool.map(partial(measure_seed, place, steps=steps), seeds))
-        plays = {f"seed {seed}": train(place, "plays", seed, steps) for seed in seeds}
-        soup = stir(Judge(BASE, place, ["plays"]), plays, "plays")
+        place = told.keep or Path(name)
+        most = 6 if told.smoke else NEGATED_STEPS
+        with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
+            list(pool.map(partial(do, place=place, most=most), JOBS))
+        jobs = {job: json.loads((place / f"{job}.json").read_text("utf-8")) for job in JOBS}
+    found = {job: facts["figures"] for job, facts in jobs.items()}
     measured = {
-        "summary": summarize(runs, soup),
-        "seeds": runs,
-        "soup_of_seeds": soup,
+        "summary": summarize(found),
+        "jobs": found,
+        "cpu_seconds": {job: facts["cpu_seconds"] for job, facts in jobs.items()},
     }
-    if smoke:
+    if told.smoke:
         print(json.dumps(measured["summary"], indent=2))
     else:
         print(write_result(Path(__file__).parent, measured))
