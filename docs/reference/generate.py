@@ -92,7 +92,8 @@ FREEDOM = """\
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by file name."""
-    return {"cli.md": _cli(), "recipe.md": _recipe(), "merge.md": _page(MERGING, *_tables(MERGE))}
+    merging = _page(MERGING, *_tables(MERGE))
+    return {"cli.md": _cli(), "recipe.md": _recipe(), "merge.md": merging}
 
 
 def main() -> None:

@@ -80,7 +80,9 @@ def command(
     """
     named = _named(adapters)
     if reproduce is not None:
-        _reproduce(reproduce, named, out, source=source, as_json=as_json)
+        if source:
+            raise RecipeError("`--reproduce` reads from the folder what to merge; keep one of them")
+        _reproduce(reproduce, named, out, base=options["base"], as_json=as_json)
         return
     recipe = _recipe(source, named, options)
     typed = not source.endswith(ENDINGS)
@@ -170,13 +172,11 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _reproduce(
-    folder: Path, named: dict[str, str], out: Path | None, *, source: str, as_json: bool
+    folder: Path, named: dict[str, str], out: Path | None, *, base: str | None, as_json: bool
 ) -> None:
-    if source:
-        raise RecipeError("`--reproduce` reads what to merge from the folder; keep one of the two")
     from peftkit.pipeline.reproduce import reproduce
 
-    found = reproduce(folder, named, out)
+    found = reproduce(folder, named, out, base=base)
     if as_json:
         facts = {"identical": found.identical, "files": found.files}
         output.show_json(facts | {"differences": list(found.differences)})

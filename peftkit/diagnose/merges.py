@@ -22,6 +22,8 @@ FORGOTTEN_SHARE = 0.05
 """Points, as a share of one, that right answers on control rows may fall."""
 LOSSY = 0.1
 """Relative error of the change from which a cut of the ranks is worth a warning."""
+FORGETS = ": it forgets what the base knew"
+REMEMBER = "smaller numbers, or `search.subject_to: {control: 0.95}`"
 NEAR_END = 0.02
 """Share of a range, from its ends, within which a number stands at an end."""
 
@@ -116,22 +118,29 @@ def _kept(found: Loose) -> str:
 def check_control(found: Loose, unit: str) -> Finding:
     """Whether what should stay as it is got worse."""
     change, metric = _change(found), found["metric"]
-    worse = change["change"] if metric == "loss" else -change["change"]
-    limit = FORGETTING if metric == "loss" else FORGOTTEN_SHARE
     kept = found["performance"][MERGED]["share"]
     said = (
-        f"`{found['name']}` changed by {_shown(change, metric, unit)}, and is "
+        f"`{found['name']}` changed by {_shown(change, metric, unit)}, and the merge is "
         f"{100 * kept:.1f} % as good as the base on it"
     )
-    if worse <= limit:
-        return Finding("forgetting", "ok", worse, limit, said)
+    if metric == "loss":
+        rise, fine = change["change"], change["change"] <= FORGETTING
+        return Finding(
+            "forgetting",
+            "ok" if fine else "warning" if rise <= 5 * FORGETTING else "problem",
+            rise,
+            FORGETTING,
+            said if fine else said + FORGETS,
+            "" if fine else REMEMBER,
+        )
+    fall, fine = -change["change"], -change["change"] <= FORGOTTEN_SHARE
     return Finding(
         "forgetting",
-        "warning" if worse <= 5 * limit else "problem",
-        worse,
-        limit,
-        f"{said}: the merge forgets what the base knew",
-        "smaller numbers, or `search.subject_to: {control: 0.95}`",
+        "ok" if fine else "warning" if fall <= 5 * FORGOTTEN_SHARE else "problem",
+        fall,
+        FORGOTTEN_SHARE,
+        said if fine else said + FORGETS,
+        "" if fine else REMEMBER,
     )
 
 
@@ -167,14 +176,15 @@ def check_constraints(sets: list[Loose], search: Loose) -> Iterator[Finding]:
             f"({100 * kept['low']:.1f} to {100 * kept['high']:.1f} %) as good as the base, and "
             f"{100 * least:g} % was asked for"
         )
-        if kept["share"] >= least:
-            yield Finding("constraint", "ok", kept["share"], least, said)
+        left = kept["share"] - least
+        if left >= 0:
+            yield Finding("constraint", "ok", left, 0.0, said)
             continue
         yield Finding(
             "constraint",
             "warning" if kept["high"] < least else "note",
-            kept["share"],
-            least,
+            left,
+            0.0,
             said,
             "ask for a little more than is needed, or search on more rows",
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,7 @@ from peftkit.disk.durable import whole_folder
 from peftkit.disk.replacing import refuse_to_replace
 from peftkit.errors import RecipeError
 from peftkit.merge.base_weights import open_base
+from peftkit.merge.kinship import VOCABULARY, vocabulary_rows
 from peftkit.merge.methods.catalog import find_method
 from peftkit.merge.methods.gram import gram_of_layer
 from peftkit.merge.methods.in_place import add_in_place, sum_weights
@@ -26,7 +27,8 @@ from peftkit.merge.methods.stream import Layer, Stream
 from peftkit.merge.model_files import BLOCK, MERGE_FILE, PLAIN, refuse_lossy, write_model
 from peftkit.merge.row_changes import BaseRows, RowChange
 from peftkit.merge.tensor_files import FLOATS, TensorFiles
-from peftkit.merge.terms import ALIKE, open_term
+from peftkit.merge.terms import ALIKE, Layers, Part, is_whole_model, open_term
+from peftkit.merge.vocabulary import align, write_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +41,25 @@ if TYPE_CHECKING:
     from peftkit.merge.model_files import Finish, Written
     from peftkit.merge.row_changes import Fill
     from peftkit.merge.terms import Layers, Part, Term
+    from peftkit.merge.vocabulary import Alignment, Rule
 
     Begin = Callable[[str], Fill]
     """Takes the statistics of a tensor, and gives what fills in its merged change."""
 
 ROOM = 1 << 20
 """Bytes for what lies beside the weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """A method of the catalog, and its settings as a recipe writes them."""
+
+    method: str = "sum"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+SUM = How()
+"""Every change times its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +80,9 @@ def merge_checkpoints(
     base: str,
     out: Path,
     *,
-    method: str = "sum",
-    settings: Mapping[str, Any] | None = None,
+    how: How = SUM,
     layers: Layers = ALIKE,
+    vocabulary: Rule = "same",
     finish: Finish = PLAIN,
 ) -> MergedModel:
     """Write the base with what some models and adapters change of it, merged by a method.
@@ -76,9 +91,9 @@ def merge_checkpoints(
         parts: fine-tuned models or adapters of the base, each with its weight.
         base: a folder, a hub id or an embedded base; its configuration and tokenizer are kept.
         out: the folder of the new model.
-        method: of the catalog.
-        settings: of the method, as a recipe writes them.
+        how: the method, and what it is told.
         layers: what is weighed otherwise in some layers, or left out.
+        vocabulary: what becomes of tokens that not all of them have.
         finish: what is said beside it, and how much rounding may take.
 
     Raises:
@@ -87,14 +102,20 @@ def merge_checkpoints(
         RunError: the result would be the base itself, or not finite.
         WriteError: it could not be written; what was there still is.
     """
-    chosen = find_method(method)
-    told = chosen.read(settings or {})
+    chosen = find_method(how.method)
+    told = chosen.read(how.settings)
     _refuse_kind(chosen)
     refuse_to_replace(out, MERGE_FILE)
     with ExitStack() as stack:
         files = stack.enter_context(TensorFiles(open_base(base).origin))
-        rows = BaseRows(files, _dtype(files))
-        terms = [stack.enter_context(open_term(part, rows, layers)) for part in parts]
+        aligned = _align(vocabulary, files, parts)
+        grown = {n: aligned.rows for n in files.places if n.endswith(VOCABULARY)}
+        rows = BaseRows(files, _dtype(files), {n: r for n, r in grown.items() if r is not None})
+        terms = [
+            stack.enter_context(open_term(part, rows, layers, aligned.maps.get(part.name)))
+            for part in parts
+        ]
+        rows.new = _new_rows(aligned, rows, dict(zip((p.name for p in parts), terms, strict=True)))
         layers.check([name for term in terms for name in term.changes])
         inputs = Inputs(
             tuple(part.weight for part in parts),
@@ -107,12 +128,44 @@ def merge_checkpoints(
         merged = {name: (lambda name=name: begin(name)) for name in changes}
         with whole_folder(out, files.bytes + ROOM) as building:
             written = write_model(files, rows, merged, building)
+            write_vocabulary(aligned, building)
             refuse_lossy(written, finish.fail_above)
             facts = _describe(files, parts, terms, written)
-            facts |= {"method": method, "settings": dict(settings or {})}
+            facts |= {"method": how.method, "settings": dict(how.settings)}
+            facts["vocabulary"] = dict(aligned.facts)
             text = json.dumps({**facts, **(finish.note or {})}, indent=2) + "\n"
             (building / MERGE_FILE).write_text(text, encoding="utf-8")
     return MergedModel(out, written.lost, written.relative, written.digests)
+
+
+def _align(rule: Rule, base: TensorFiles, parts: Sequence[Part]) -> Alignment:
+    models = {}
+    for part in parts:
+        if is_whole_model(part.path):
+            with TensorFiles(open_base(part.path).origin) as tuned:
+                models[part.name] = (tuned.origin, vocabulary_rows(tuned))
+    return align(rule, base.origin, vocabulary_rows(base), models)
+
+
+def _new_rows(
+    aligned: Alignment, base: BaseRows, terms: Mapping[str, Term]
+) -> dict[str, dict[int, Tensor]]:
+    """What stands for tokens that the base does not know: the mean of the rows that there are."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name in base.files.places if aligned.new else ():
+        if name.endswith(VOCABULARY):
+            found[name] = {
+                row: torch.stack(
+                    [_row(terms[model], name, place, base.dtype) for model, place in known.items()]
+                ).mean(0)
+                for row, known in aligned.new.items()
+            }
+    return found
+
+
+def _row(term: Term, name: str, place: int, dtype: torch.dtype) -> Tensor:
+    assert term.tuned is not None, "only models of their own have rows of new tokens"  # noqa: S101
+    return term.tuned.pick(term.names[name], torch.tensor([place]))[0].to(dtype)
 
 
 def _refuse_kind(method: Method) -> None:

@@ -213,7 +213,7 @@ def _parts(delta: Delta, parameter: str, name: str, base: BaseRows) -> Iterator[
         InputError: it has another shape than the base's tensor.
     """
     module, _, kind = parameter.rpartition(".")
-    place = base.files.places[name]
+    place = base.place(name)
     if (low := delta.low.get(module)) is not None and kind == "weight":
         left, right = _factors(low, base.dtype)
         _fit(name, place.shape, (left.shape[0], right.shape[1]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -13,11 +13,11 @@ from peftkit.adapters.stack import digest_of, find_adapter
 from peftkit.adapters.verify import CONFIG_FILE
 from peftkit.base.locate import BUILTIN, digest, locate, weight_files
 from peftkit.disk.digest import sha256_of
-from peftkit.errors import InputError
+from peftkit.errors import InputError, PeftkitError
 from peftkit.merge.base_weights import open_base
-from peftkit.merge.joining import tokenizer_files
 from peftkit.merge.model_files import MERGE_FILE
 from peftkit.merge.terms import is_whole_model
+from peftkit.merge.vocabulary import digest_tokens
 from peftkit.recipe.sections.base import BaseSection
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def find_parent(name: str, path: str) -> Parent:
             digest(origin),
             files,
             None,
-            vocabulary=_vocabulary(origin.folder),
+            vocabulary=digest_tokens(origin.folder),
             whole=True,
         )
     folder = find_adapter(path)
@@ -89,11 +89,11 @@ def find_parent(name: str, path: str) -> Parent:
         config.get("base_model_name_or_path"),
         config.get("revision"),
         next((str(each["digest"]) for each in noted if each and each.get("digest")), None),
-        _vocabulary(folder),
+        digest_tokens(folder),
     )
 
 
-def refuse_strangers(parents: Sequence[Parent]) -> None:
+def refuse_strangers(parents: Sequence[Parent], *, tokens_too: bool = True) -> None:
     """Say which of them are of different bases, or use different lists of tokens.
 
     Names are compared where adapters are added; here it is what names cannot tell.
@@ -102,7 +102,9 @@ def refuse_strangers(parents: Sequence[Parent]) -> None:
         InputError: two are.
     """
     problems = [
-        problem for one, other in combinations(parents, 2) for problem in _differences(one, other)
+        problem
+        for one, other in combinations(parents, 2)
+        for problem in _differences(one, other, tokens_too=tokens_too)
     ]
     if problems:
         raise InputError(
@@ -117,7 +119,8 @@ def base_facts(name: str | None, parents: Sequence[Parent]) -> dict[str, Any]:
     revisions = [each.revision for each in parents if each.revision is not None]
     digests = [each.base_digest for each in parents if each.base_digest is not None]
     if name is not None and (name in BUILTIN or Path(name).is_dir()):
-        digests.insert(0, digest(locate(BaseSection(model=name))))
+        with suppress(PeftkitError):  # the sum does not need it, so it may be of any kind
+            digests.insert(0, digest(locate(BaseSection(model=name))))
     return {
         "name": name,
         "revision": revisions[0] if revisions else None,
@@ -125,7 +128,7 @@ def base_facts(name: str | None, parents: Sequence[Parent]) -> dict[str, Any]:
     }
 
 
-def _differences(one: Parent, other: Parent) -> Iterator[str]:
+def _differences(one: Parent, other: Parent, *, tokens_too: bool) -> Iterator[str]:
     pair = f"`{one.name}` and `{other.name}`"
     revisions = [each.revision for each in (one, other)]
     if revisions[0] != revisions[1] and not set(revisions) & set(FLOATING):
@@ -135,26 +138,8 @@ def _differences(one: Parent, other: Parent) -> Iterator[str]:
         shown = " and ".join(f"`{str(each)[:12]}`" for each in digests)
         yield f"{pair}: trained on bases of different content, with digests {shown}"
     vocabularies = [each.vocabulary for each in (one, other)]
-    if vocabularies[0] != vocabularies[1] and None not in vocabularies:
+    if tokens_too and vocabularies[0] != vocabularies[1] and None not in vocabularies:
         yield f"{pair}: their tokenizers have different lists of tokens"
-
-
-def _vocabulary(folder: Path) -> str | None:
-    """Digest of the tokens and their numbers; of all of a tokenizer's files where they are others.
-
-    How a chat is laid out is no part of it: two adapters with other templates can be added.
-    """
-    files = tokenizer_files(folder)
-    whole = _read(folder / "tokenizer.json")
-    model = whole.get("model")
-    if isinstance(model, dict) and "vocab" in model:
-        tokens = [model["vocab"], model.get("merges"), whole.get("added_tokens")]
-        text = json.dumps(tokens, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-    words = [file for file in files if file.suffix in (".model", ".txt") or "vocab" in file.name]
-    if not words:
-        return None
-    return hashlib.sha256("".join(sha256_of(file) for file in words).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -7,13 +7,15 @@ processor's cache, is all that a term needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from peftkit.merge.methods.stream import Read
     from peftkit.merge.tensor_files import Place, TensorFiles
 
@@ -26,9 +28,14 @@ ReadRows = Callable[[int, int], Tensor]
 class BaseRows:
     """Rows of the base in the format of sums; those that were read last are not read again."""
 
-    def __init__(self, files: TensorFiles, dtype: torch.dtype) -> None:
+    def __init__(
+        self, files: TensorFiles, dtype: torch.dtype, grown: Mapping[str, int] | None = None
+    ) -> None:
         self.files = files
         self.dtype = dtype
+        self.new: dict[str, dict[int, Tensor]] = {}
+        """By tensor: rows that stand for tokens which the base does not know."""
+        self._grown = dict(grown or {})
         self._last: tuple[str, int, int] | None = None
         self._rows = torch.empty(0, dtype=dtype)
         self._scratch = Scratch(dtype)
@@ -36,18 +43,32 @@ class BaseRows:
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """The rows; whoever wants to keep them makes a copy."""
         if self._last != (name, start, stop):
-            raw = self.files.rows(name, start, stop)
-            self._rows = self._scratch.take(raw.shape).copy_(raw)
+            self._rows = self._scratch.take((stop - start, self.place(name).columns))
+            self._fill(name, start, stop)
             self._last = (name, start, stop)
         return self._rows
+
+    def _fill(self, name: str, start: int, stop: int) -> None:
+        there = min(max(self.files.places[name].rows - start, 0), stop - start)
+        if there:
+            self._rows[:there].copy_(self.files.rows(name, start, start + there))
+        self._rows[there:] = 0
+        for row, values in self.new.get(name, {}).items():
+            if start <= row < stop:
+                self._rows[row - start] = values
 
     def reader(self, name: str) -> ReadRows:
         """What reads rows of one tensor."""
         return lambda start, stop: self.read(name, start, stop)
 
     def place(self, name: str) -> Place:
-        """What a tensor looks like."""
-        return self.files.places[name]
+        """What a tensor of the result looks like: some have more rows than the base's."""
+        place = self.files.places[name]
+        if name not in self._grown:
+            return place
+        rows = self._grown[name]
+        size = place.bytes // max(1, place.rows) * rows
+        return replace(place, shape=(rows, place.columns), bytes=size)
 
 
 class Scratch:
@@ -106,6 +127,19 @@ def of_tuned(tuned: ReadRows, base: ReadRows) -> Fill:
 
     def fill(start: int, stop: int, into: Tensor) -> None:
         into.copy_(tuned(start, stop))
+        into -= base(start, stop)
+
+    return fill
+
+
+def of_aligned(tuned: TensorFiles, name: str, places: Tensor, base: ReadRows) -> Fill:
+    """The same with rows matched by their tokens; what the model has no row for stays as it is."""
+
+    def fill(start: int, stop: int, into: Tensor) -> None:
+        wanted = places[start:stop]
+        known = wanted >= 0
+        into.copy_(base(start, stop))
+        into[known] = tuned.pick(name, wanted[known]).to(into.dtype)
         into -= base(start, stop)
 
     return fill

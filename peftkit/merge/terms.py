@@ -1,8 +1,4 @@
-"""The terms of a merge into whole weights: what each changes, and whether it is of the base at all.
-
-Models are compared before a number of them is used: two models may have the same shapes and
-nothing else in common, and the sum of such changes writes nonsense.
-"""
+"""The terms of a merge into whole weights: where each is, and what it changes by rows."""
 
 from __future__ import annotations
 
@@ -11,27 +7,23 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
-from peftkit.base.locate import digest, read_json
-from peftkit.errors import InputError, RecipeError
-from peftkit.merge.base_weights import nearest, open_base
-from peftkit.merge.row_changes import RowChange, of_tuned
-from peftkit.merge.tensor_files import EIGHT_BITS, FLOATS, TensorFiles
+from peftkit.base.locate import digest
+from peftkit.errors import RecipeError
+from peftkit.merge.base_weights import open_base
+from peftkit.merge.kinship import VOCABULARY, compare
+from peftkit.merge.row_changes import RowChange, of_aligned, of_tuned
+from peftkit.merge.tensor_files import TensorFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from torch import Tensor
+
     from peftkit.merge.row_changes import BaseRows, Fill
 
-KIN = 0.5
-"""Cosine below which two models' weights have nothing to do with each other: that of chance is 0,
-and of a fine-tune with its base it is above 0.9."""
-LOOKED_AT = 32
-"""Matrices, and rows of each, that are compared."""
 ADAPTER_CONFIG = "adapter_config.json"
-TIED = "tie_word_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +77,10 @@ class Term:
 
     digest: str
     changes: dict[str, RowChange] = field(default_factory=dict)
+    tuned: TensorFiles | None = None
+    """Its files, if it is a model of its own."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """By tensor of the base, what that model calls it."""
 
 
 def is_whole_model(path: str) -> bool:
@@ -95,8 +91,16 @@ def is_whole_model(path: str) -> bool:
 
 
 @contextmanager
-def open_term(part: Part, base: BaseRows, layers: Layers) -> Iterator[Term]:
+def open_term(
+    part: Part, base: BaseRows, layers: Layers, rows: Tensor | None = None
+) -> Iterator[Term]:
     """A term, whose files stay open until the block ends.
+
+    Args:
+        part: what and where it is.
+        base: what it is compared with.
+        layers: what is weighed otherwise.
+        rows: for each row of the result's vocabulary its own row, where the two differ.
 
     Raises:
         RecipeError: it is not there.
@@ -104,8 +108,13 @@ def open_term(part: Part, base: BaseRows, layers: Layers) -> Iterator[Term]:
     """
     if is_whole_model(part.path):
         with TensorFiles(open_base(part.path).origin) as tuned:
-            fills = _compare(tuned, base)
-            yield Term(digest(tuned.origin), _weigh(part.name, fills, layers))
+            names = compare(tuned, base, aligned=rows is not None)
+            fills = {
+                name: (_of_model(tuned, theirs, name, base, rows),)
+                for name, theirs in names.items()
+            }
+            changes = _weigh(part.name, fills, layers)
+            yield Term(digest(tuned.origin), changes, tuned, names)
         return
     found, content = _of_adapter(part, base)
     yield Term(content, _weigh(part.name, found, layers))
@@ -132,144 +141,12 @@ def _of_adapter(part: Part, base: BaseRows) -> tuple[dict[str, tuple[Fill, ...]]
     return found, "+".join(each.digest for each in delta.terms)
 
 
-def _compare(tuned: TensorFiles, base: BaseRows) -> dict[str, tuple[Fill, ...]]:
-    """What a fine-tuned model changes of each tensor of numbers.
-
-    Raises:
-        InputError: it is no fine-tune of this base.
-    """
-    _refuse_other_kind(tuned, base.files)
-    names = _match(tuned, base.files)
-    _refuse_stranger(tuned, base, names)
-    return {
-        name: (of_tuned(partial(tuned.rows, theirs), base.reader(name)),)
-        for name, theirs in names.items()
-    }
-
-
-def _refuse_other_kind(tuned: TensorFiles, base: TensorFiles) -> None:
-    one, other = (read_json(files.origin) for files in (base, tuned))
-    problems = [
-        f"`{key}`: `{other.get(key)}`, in the base `{one.get(key)}`"
-        for key in ("model_type",)
-        if one.get(key) != other.get(key)
-    ]
-    if problems:
-        raise InputError(
-            f"`{tuned.origin.name}` is another kind of model than `{base.origin.name}`",
-            problems=problems,
-        )
-
-
-def _match(tuned: TensorFiles, base: TensorFiles) -> dict[str, str]:
-    """By tensor of the base that holds numbers, what it is called in a fine-tuned model.
-
-    Raises:
-        InputError: tensors are missing, too many, or of other shapes.
-    """
-    found: dict[str, str] = {}
-    problems = []
-    for name, place in base.places.items():
-        theirs = nearest(name, tuned.places)
-        if place.format in EIGHT_BITS:
-            problems.append(f"`{name}`: numbers of 8 bits, which cannot be added up")
-        if place.format not in FLOATS:
-            continue
-        if theirs is None:
-            problems.append(f"`{name}`: missing, and the base has it")
-        elif tuned.places[theirs].format not in FLOATS:
-            problems.append(f"`{theirs}`: format {tuned.places[theirs].format}")
-        elif (shape := tuned.places[theirs].shape) != place.shape:
-            problems.append(f"`{theirs}`: {shape}, in the base {place.shape}")
-        else:
-            found[name] = theirs
-    _refuse_untied(tuned, base)
-    known = {nearest(name, tuned.places) for name in base.places}
-    problems += [
-        f"`{name}`: the base has no such tensor"
-        for name in tuned.places
-        if name not in known and not _copy_of_embedding(name, tuned)
-    ]
-    if problems:
-        raise InputError(
-            f"`{tuned.origin.name}` is no fine-tune of `{base.origin.name}`", problems=problems[:9]
-        )
-    return found
-
-
-def _refuse_untied(tuned: TensorFiles, base: TensorFiles) -> None:
-    """Say where only one of two models has one tensor for its embedding and its head.
-
-    Raises:
-        InputError: that is so.
-    """
-    ties = [_is_tied(files) for files in (base, tuned)]
-    if ties[0] != ties[1]:
-        who = "the base" if ties[0] else f"`{tuned.origin.name}`"
-        other = f"`{tuned.origin.name}`" if ties[0] else "the base"
-        raise InputError(
-            f"{who} has one tensor for its embedding and its head, and {other} one for each: as "
-            "one tensor they would change both ways at once",
-            hint="give every model a head of its own, with `tie_word_embeddings: false`, or leave "
-            "that one out",
-        )
-
-
-def _is_tied(files: TensorFiles) -> bool:
-    heads = [name for name in files.places if name.endswith(HEADS)]
-    if not heads:
-        return True
-    said = read_json(files.origin).get(TIED)
-    return said is True or all(_copy_of_embedding(name, files) for name in heads)
-
-
-HEADS = ("lm_head.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "shared.weight")
-"""How families call them."""
-
-
-def _copy_of_embedding(name: str, files: TensorFiles) -> bool:
-    """Whether a tensor is a head that is the embedding, written twice."""
-    if not name.endswith(HEADS):
-        return False
-    place = files.places[name]
-    for other, twin in files.places.items():
-        same = (twin.format, twin.shape) == (place.format, place.shape)
-        if other.endswith(EMBEDDINGS) and same and _equal(files, name, other):
-            return True
-    return False
-
-
-def _equal(files: TensorFiles, one: str, other: str, piece: int = 1 << 20) -> bool:
-    size = files.places[one].bytes
-    for start in range(0, size, piece):
-        stop = min(start + piece, size)
-        if not files.raw(one, start, stop).clone().equal(files.raw(other, start, stop)):
-            return False
-    return True
-
-
-def _refuse_stranger(tuned: TensorFiles, base: BaseRows, names: Mapping[str, str]) -> None:
-    """Compare some rows of some matrices.
-
-    Raises:
-        InputError: they have nothing in common.
-    """
-    matrices = [name for name in names if len(base.files.places[name].shape) > 1]
-    step = max(1, len(matrices) // LOOKED_AT)
-    cosines = []
-    for name in matrices[::step]:
-        stop = min(LOOKED_AT, base.files.places[name].rows)
-        one = base.read(name, 0, stop)
-        other = tuned.rows(names[name], 0, stop).to(one.dtype)
-        size = float(one.norm() * other.norm())
-        cosines.append(float((one * other).sum()) / size if size else 1.0)
-    if cosines and median(cosines) < KIN:
-        raise InputError(
-            f"`{tuned.origin.name}` is of another base than `{base.files.origin.name}`: the shapes "
-            f"are the same, but the weights have nothing in common (cosine {median(cosines):.2f})",
-            hint="name the base that it was trained on",
-        )
+def _of_model(
+    tuned: TensorFiles, theirs: str, name: str, base: BaseRows, rows: Tensor | None
+) -> Fill:
+    if rows is not None and name.endswith(VOCABULARY):
+        return of_aligned(tuned, theirs, rows, base.reader(name))
+    return of_tuned(partial(tuned.rows, theirs), base.reader(name))
 
 
 def _fits(pattern: str, tensor: str) -> bool:

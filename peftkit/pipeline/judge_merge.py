@@ -12,7 +12,6 @@ from peftkit.adapters.task_file import PLAIN
 from peftkit.base.load import load_base
 from peftkit.base.machine import choose_device
 from peftkit.data.task import WRITES
-from peftkit.errors import RecipeError
 from peftkit.evaluate.generation import answer_all, prompt_of
 from peftkit.evaluate.holdout import disagree
 from peftkit.evaluate.retention import BASE, MERGED, retain
@@ -64,15 +63,7 @@ def judge_merge(
         merged: the merge as it was saved, or the folder of a model that was.
         watch: is told how far it is.
         seed: of the resampling.
-
-    Raises:
-        RecipeError: a parent is called what the base or the merge is.
     """
-    if taken := [name for name in parents if name in (BASE, MERGED)]:
-        raise RecipeError(
-            f"adapters.{taken[0]}: what is compared with the parents is called so",
-            hint="give it another name",
-        )
     strange = {name: why for name, d in parents.items() if (why := _other_head(bench, d))}
     names = [BASE, *(name for name in parents if name not in strange), MERGED]
     found: dict[str, _Model] = {}

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peftkit.errors import RecipeError
+from peftkit.evaluate.retention import BASE, MERGED
 from peftkit.merge.delta import Delta
 from peftkit.pipeline.bench import open_bench
 from peftkit.pipeline.coefficients import Wanted, search_numbers
 from peftkit.pipeline.conclude_merge import conclude_merge
 from peftkit.pipeline.judge_merge import judge_merge
 from peftkit.pipeline.merge_terms import base_of, mix
+from peftkit.recipe.merge_schema import CONTROL
 from peftkit.recipe.sections.evaluate import EvaluateSection
 
 if TYPE_CHECKING:
@@ -56,9 +59,11 @@ def start_judging(
         watch: is told of it.
 
     Raises:
+        RecipeError: a name is taken.
         InputError: rows cannot be used, or there are too few.
         RunError: no numbers keep the constraint.
     """
+    _refuse_taken(recipe)
     asked = recipe.evaluate
     given = {} if terms is None else terms.given
     bench = open_bench(
@@ -88,6 +93,17 @@ def end_judging(judging: Judging, recipe: MergeRecipe, out: Path, watch: Watch) 
         judging.bench, judging.parents, judging.weights, merged, watch, seed=recipe.seed
     )
     return conclude_merge(out, judgment, judging.searched)
+
+
+def _refuse_taken(recipe: MergeRecipe) -> None:
+    """Say where a parent is called what others are, or a task what the control rows are."""
+    taken = [f"adapters.{name}" for name in recipe.weights if name in (BASE, MERGED)]
+    taken += [f"evaluate.tasks.{CONTROL}"] if CONTROL in recipe.evaluate.tasks else []
+    if taken:
+        raise RecipeError(
+            f"{taken[0]}: the figures of the base, the merge and the control rows are called so",
+            hint="give it another name",
+        )
 
 
 def _wanted(section: SearchSection, seed: int) -> Wanted:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from peftkit.disk.replacing import refuse_to_replace
 from peftkit.errors import PeftkitError, RecipeError, RunError
 from peftkit.merge.base_weights import open_base
-from peftkit.merge.checkpoints import merge_checkpoints
+from peftkit.merge.checkpoints import How, merge_checkpoints
 from peftkit.merge.folding import fold_delta, refuse_what_has_no_place
 from peftkit.merge.model_files import MERGE_FILE, Finish
 from peftkit.merge.saving import DTYPES, prepare, save_delta
 from peftkit.merge.terms import Layers, Part
 from peftkit.pipeline.judging import end_judging, start_judging
 from peftkit.pipeline.merge_terms import base_of, find_parents, load_terms, mix, settings_of
-from peftkit.pipeline.preflight import look, peak_memory
+from peftkit.pipeline.preflight import error_by_rank, look, peak_memory
 from peftkit.pipeline.provenance import record
 from peftkit.pipeline.watch import Silent
 from peftkit.recipe.expression import explain
@@ -110,6 +110,8 @@ def _merge(
         "memory": peak_memory(),
     }
     if dry_run:
+        whole = total.compress(energy=1.0) if total.dense and merged.error.layers else total
+        facts["error_by_rank"] = error_by_rank(list(whole.spectra().values()))
         return Merged(facts, refusal)
     if refusal is not None:
         raise refusal
@@ -138,8 +140,8 @@ def _stream(
         [Part(name, recipe.adapters[name], weight) for name, weight in weights.items()],
         base,
         out,
-        method=recipe.method.name,
-        settings=settings_of(recipe),
+        how=How(recipe.method.name, settings_of(recipe)),
+        vocabulary=recipe.output.vocabulary,
         layers=Layers(tuple((r.match, r.times) for r in recipe.scale), recipe.without),
         finish=Finish(note, recipe.output.fail_above),
     )

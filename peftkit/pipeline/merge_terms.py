@@ -52,7 +52,7 @@ def find_parents(recipe: MergeRecipe) -> tuple[Parent, ...]:
         InputError: two are of different bases, or of different tokenizers.
     """
     parents = tuple(find_parent(name, recipe.adapters[name]) for name in recipe.weights)
-    refuse_strangers(parents)
+    refuse_strangers(parents, tokens_too=recipe.output.vocabulary == "same")
     return parents
 
 
@@ -118,10 +118,13 @@ def inputs_of(
 
 def _normalized(weights: Mapping[str, float]) -> dict[str, float]:
     total = sum(weights.values())
-    if any(weight < 0 for weight in weights.values()) or not total:
-        shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+    negative = [f"`{name}` has {weight:g}" for name, weight in weights.items() if weight < 0]
+    why = "the numbers add up to 0"
+    if negative:
+        why = f"{negative[0]}, and a mean takes no negative numbers"
+    if negative or not total:
         raise RecipeError(
-            f"method.normalize: a mean takes numbers of at least 0, not all of them 0, got {shown}",
+            f"method.normalize: {why}",
             hint="`normalize: false` adds and subtracts as the formula says",
         )
     return {name: weight / total for name, weight in weights.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DIGITS = 6
 """Of the figures that are kept: other libraries add up in another order."""
-AS_RECORDED = ("recipe", "evaluation", "search", "base")
+AS_RECORDED = ("recipe", "evaluation", "search")
 """Parts that a merge which is made again takes over as they are."""
 
 
@@ -76,7 +76,10 @@ def record(
         "preflight": _rounded(figures),
     }
     if earlier is not None:
-        said |= {key: earlier[key] for key in AS_RECORDED if key in earlier}
+        said |= {key: value for key, value in earlier.items() if key in AS_RECORDED}
+        was = earlier["base"]
+        known = facts["digest"] if None not in (facts["digest"], was["digest"]) else was["digest"]
+        said["base"] = facts | {"name": was["name"], "digest": known}
     return said
 
 

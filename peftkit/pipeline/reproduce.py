@@ -38,20 +38,23 @@ class Reproduced:
         return all(self.files.values())
 
 
-def reproduce(folder: Path, moved: Mapping[str, str], out: Path | None = None) -> Reproduced:
+def reproduce(
+    folder: Path, moved: Mapping[str, str], out: Path | None = None, *, base: str | None = None
+) -> Reproduced:
     """Make a merge again from its parents, and compare every file that it writes.
 
     Args:
         folder: of the merge.
         moved: where parents are that are no longer where they were, by their names.
         out: a folder to keep the new one in.
+        base: where the base is, if it is no longer where it was.
 
     Raises:
         RecipeError: a parent is not there.
         InputError: the record cannot be read, or a parent is not what it was.
     """
     said = read_record(folder)
-    recipe = _recipe(folder, said, moved)
+    recipe = _recipe(folder, said, moved, base)
     _refuse_changed(said, recipe)
     with tempfile.TemporaryDirectory(prefix="peftkit-reproduce-") as place:
         made = Path(place) / "merged" if out is None else out
@@ -65,7 +68,9 @@ def reproduce(folder: Path, moved: Mapping[str, str], out: Path | None = None) -
     return Reproduced(files, differences, out)
 
 
-def _recipe(folder: Path, said: Mapping[str, Any], moved: Mapping[str, str]) -> MergeRecipe:
+def _recipe(
+    folder: Path, said: Mapping[str, Any], moved: Mapping[str, str], base: str | None
+) -> MergeRecipe:
     """The recipe of the record, its places seen from here."""
     values = map_paths(said["recipe"], folder, lambda path: absolute(path, folder))
     adapters = {str(each["name"]): absolute(str(each["at"]), folder) for each in said["parents"]}
@@ -81,7 +86,7 @@ def _recipe(folder: Path, said: Mapping[str, Any], moved: Mapping[str, str]) -> 
                 f"`{name}` is no longer at `{path}`",
                 hint=f"say where it is now: `--adapter {name}=PATH`",
             )
-    values |= {"adapters": adapters, "search": None}
+    values |= {"adapters": adapters, "search": None} | ({"base": base} if base else {})
     return make_merge(values, {("adapters", name): f"--adapter {name}" for name in adapters})
 
 

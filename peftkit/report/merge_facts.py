@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peftkit.report import tolerant
+from peftkit.report.card_merge import MERGE_FILE
 from peftkit.report.facts import Change, Finding, Interval, Missing, Scores
 from peftkit.report.reading import change_of, findings_of, scores_of
 from peftkit.report.tolerant import Loose, interval, label, number, rows, table, text
@@ -14,13 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-MARK = "merge.json"
-"""The file by which the folder of a merge is known."""
 BASE, MERGED = "base", "merged"
 """What the models are called that are no parents."""
 _LONGEST_SENTENCE = 2000
 _FILES = {
-    MARK: "what it was made of cannot be shown",
+    MERGE_FILE: "what it was made of cannot be shown",
     "metrics.json": "it was not judged, so there are no figures and no verdict",
     "findings.json": "nothing was diagnosed",
     "samples.json": "there are no samples to read",
@@ -118,7 +117,7 @@ def read_merge(folder: Path) -> Merge:
     value = {name: item.value for name, item in found.items()}
     metrics = table(value["metrics.json"])
     verdict, searched = table(metrics.get("verdict")), tolerant.read_json(folder / "search.json")
-    made = table(value[MARK])
+    made = table(value[MERGE_FILE])
     left_out = table(metrics.get("left_out"))
     sentence = text(verdict.get("sentence"))
     return Merge(

@@ -7,7 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from peftkit.report import merge_story, wording
-from peftkit.report.merge_facts import MARK, read_merge
+from peftkit.report.card_merge import MERGE_FILE
+from peftkit.report.merge_facts import read_merge
 from peftkit.report.page import SAMPLES_BYTES, draw_all, render, within, write_pages
 from peftkit.report.text import fenced, finding_in_text, grid, prose, section, table_in_text
 
@@ -22,7 +23,7 @@ _MOST_SAMPLES = 20
 
 def is_merge(folder: Path) -> bool:
     """Whether the folder holds a merge."""
-    return (folder / MARK).is_file()
+    return (folder / MERGE_FILE).is_file()
 
 
 def write_merge_report(folder: Path) -> Path:

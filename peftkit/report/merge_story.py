@@ -27,11 +27,7 @@ SHARE_OF_BASE = ", share of the base"
 ELSEWHERE = ("ranks", "error", "preflight", "recipe", "evaluation", "search")
 """Parts of `merge.json` that the page shows in other places."""
 
-_TITLES = {
-    "yes": ("Yes", "Yes, {}"),
-    "no": ("No", "No, {}"),
-    "unclear": ("Unclear", "It is not clear"),
-}
+_ANSWERS = {"yes": "Yes", "no": "No", "unclear": "Unclear"}
 
 
 def headline(merge: Merge) -> Headline:
@@ -39,11 +35,12 @@ def headline(merge: Merge) -> Headline:
     if merge.sentence is None:
         lead = "It was merged and not judged: the recipe names no rows under `evaluate`."
         return Headline("No verdict", "none", "Not judged", lead, lead)
-    helped = merge.helped if merge.helped in _TITLES else "unclear"
-    answer, title = _TITLES[helped]
+    helped = merge.helped if merge.helped in _ANSWERS else "unclear"
+    answer = _ANSWERS[helped]
     head, colon, tail = merge.sentence.partition(": ")
+    title = wording.sentence_case(head) if helped == "unclear" else f"{answer}, {head}"
     lead = wording.stopped(wording.sentence_case(tail if colon else merge.sentence))
-    return Headline(answer, helped, title.format(head), lead, merge.sentence)
+    return Headline(answer, helped, title if colon else answer, lead, merge.sentence)
 
 
 def formula(merge: Merge) -> str:

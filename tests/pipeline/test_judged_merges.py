@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peftkit import Delta
 from peftkit.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 SAID = {
     "chat": "the sun is up and the day is long, {}",
     "code": "def f(x): return x + {}",
@@ -88,7 +90,7 @@ def test_a_merge_is_judged_beside_its_base_and_its_parents(
         assert list(found["models"]) == ["base", "chat", "code", "merged"]
         assert found["best_parent"] == name
         assert found["models"][name]["loss"] < found["models"][other]["loss"]
-        assert found["models"][name]["loss"] < found["models"]["base"]["loss"] - 0.5
+        assert found["models"][name]["loss"] < found["models"]["base"]["loss"] - 0.2
         kept = found["retained"]
         gains = [
             found["models"]["base"]["loss"] - found["models"][m]["loss"] for m in ("merged", name)
@@ -96,6 +98,12 @@ def test_a_merge_is_judged_beside_its_base_and_its_parents(
         assert kept["share"] == pytest.approx(gains[0] / gains[1])
         assert kept["low"] <= kept["share"] <= kept["high"]
         assert found["against_base"]["merged"]["loss"]["change"] == pytest.approx(-gains[0])
+
+
+def test_the_folder_of_a_merge_holds_all_that_the_page_says(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    assert main(["merge", recipe(place), "--out", str(out)]) == 0
+    metrics = read(out, "metrics.json")
     ids = {finding["id"] for finding in read(out, "findings.json")}
     assert ids == {"lossy-cut", "no-effect", "task-interference", "forgetting"}
     samples = read(out, "samples.json")
@@ -125,7 +133,7 @@ def test_a_merge_that_is_judged_again_gives_the_same_bytes(place: Path, tmp_path
 def test_numbers_are_searched_under_a_constraint(place: Path, tmp_path: Path) -> None:
     more = (
         "search:\n  over: {code: [0, 1.5]}\n  objective: code\n"
-        "  subject_to: {chat: 2.0}\n  budget: 12\n"
+        "  subject_to: {chat: 1.3}\n  budget: 12\n"
     )
     out = tmp_path / "merged"
     assert main(["merge", recipe(place, more), "--out", str(out)]) == 0

@@ -89,7 +89,7 @@ class Consensus:
         if not self.even:
             return votes.sign_()
         above = torch.ge if self.even > 0 else torch.gt
-        return above(votes, 0, out=torch.empty_like(votes)).mul_(2).sub_(1)  # type: ignore[no-any-return]
+        return above(votes, 0, out=torch.empty_like(votes)).mul_(2).sub_(1)
 
     def _voting(self, blocks: Sequence[Tensor], weighed: Sequence[Tensor]) -> Sequence[Tensor]:
         return weighed if self.elect.weights == "before" else blocks

@@ -47,6 +47,10 @@ class OutputSection(Section):
     """Relative error from which nothing is written."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of an adapter's factors; weights keep that of the base."""
+    vocabulary: Literal["same", "base", "union"] = "same"
+    """Of whole models with other tokenizers: refused (`same`), or rows matched by their tokens, those
+    that the base lacks left out (`base`) or kept if they were added (`union`), as the mean of their
+    rows. What a model has no row for it does not change."""
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:
@@ -54,6 +58,8 @@ class OutputSection(Section):
             raise ValueError("either `rank` or `energy` says where to cut; keep one")
         if self.form == "weights" and self.dtype != "float32":
             raise ValueError("`dtype` is that of an adapter; weights keep the base's")
+        if self.form == "adapter" and self.vocabulary != "same":
+            raise ValueError("`vocabulary` is for `as: weights`; an adapter has the base's")
         return self
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from peftkit import Delta
 from peftkit.errors import InputError, RecipeError, RunError
-from peftkit.merge.checkpoints import merge_checkpoints
+from peftkit.merge.checkpoints import How, merge_checkpoints
 from peftkit.merge.methods.catalog import METHODS
 from peftkit.merge.methods.entry_wise import merge_blocks
 from peftkit.merge.methods.gram import gram_of_layer
@@ -137,7 +137,7 @@ def test_each_method_gives_what_it_gives_in_memory(name: str, models: dict[str, 
         )
     for layer, start, rows in merge_blocks(method.function(told), stream):
         wanted[layer.name][start : start + len(rows)] += rows
-    merged = merge(models, method=name, parts=parts(models, weights))
+    merged = merge(models, how=How(name), parts=parts(models, weights))
     for n, weight in merged.items():
         assert torch.equal(weight.reshape(-1, weight.shape[-1]), wanted[n].bfloat16()), n
 
@@ -235,7 +235,7 @@ def test_what_is_no_fine_tune_of_the_base_is_refused(
 def test_nan_is_no_weight(method: str, models: dict[str, Path]) -> None:
     edit(models["two"], poison)
     with pytest.raises((InputError, RunError), match=r"norm\.weight"):
-        merge(models, method=method)
+        merge(models, how=How(method))
     assert not (models["base"].parent / "merged").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_sum_that_is_the_base_is_no_model(models: dict[str, Path]) -> None:
 
 def test_methods_of_directions_read_no_whole_weights(models: dict[str, Path]) -> None:
     with pytest.raises(RecipeError, match="looks at directions"):
-        merge(models, method="tsv")
+        merge(models, how=How("tsv"))
 
 
 def test_a_head_that_was_untied_is_not_merged_with_one_that_is_not(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_what_a_file_cannot_hold_is_not_saved_as_nothing(
     for tiny in (whole * factor**2, part):
         with pytest.raises(InputError, match="too small for the numbers of a file") as refused:
             tiny.save(tmp_path / "tiny")
-        assert "without(" in str(refused.value.hint)
+        assert "--without" in str(refused.value.hint)
     assert not (tmp_path / "tiny").exists()
 
 

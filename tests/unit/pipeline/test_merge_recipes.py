@@ -182,6 +182,31 @@ def test_whole_models_become_a_whole_model(place: Path) -> None:
     assert main(["merge", "--reproduce", str(out)]) == 0
 
 
+def test_a_model_with_more_rows_of_tokens_needs_a_rule(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Padded, as vocabularies are, to another number of rows: no row is cut off by its number."""
+    for name in ("base", "tuned"):
+        words = {f"word{number}": number for number in range(60)}
+        said = {"model": {"type": "WordLevel", "vocab": words}, "added_tokens": []}
+        (place / name / "tokenizer.json").write_text(json.dumps(said))
+    tensors = load_file(place / "tuned" / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.ones(8, tensors[name].shape[1])])
+    save_file(tensors, place / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    text = "adapters: {tuned: ../tuned}\nexpression: tuned\nbase: ../base\n"
+    path, out = recipe(place, text + "output: {as: weights}\n"), place / "out"
+    assert main(["merge", path, "--out", str(out)]) == 65
+    assert "`output.vocabulary: base` matches rows" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["merge", path, "--set", "output.vocabulary=base", "--out", str(out)]) == 0
+    before = load_file(place / "base" / "model.safetensors")
+    merged = load_file(out / "model.safetensors")
+    assert {n: t.shape for n, t in merged.items()} == {n: t.shape for n, t in before.items()}
+    assert main(["merge", "--reproduce", str(out)]) == 0
+    assert main(["merge", path, "--set", "output={vocabulary: base}", "--out", "none"]) == 2
+
+
 def test_fewer_bits_are_said_and_load_in_peft(place: Path) -> None:
     out = place / "out"
     words = ["--set", "output.dtype=bfloat16", "--out", str(out)]
@@ -234,7 +259,8 @@ def test_a_merge_can_be_made_again(place: Path, capsys: pytest.CaptureFixture[st
     text = BOTH + "method: {name: dare, keep: 0.5}\nseed: 3\noutput: {rank: 4}\nbase: ../base\n"
     out = place / "out"
     assert main(["merge", recipe(place, text), "--out", str(out)]) == 0
-    add_to_record(out, "evaluation", {"chat": 1.0})
+    for key in ("search", "evaluation"):
+        add_to_record(out, key, {"chat": 1.0})
     said = (out / "merge.json").read_text()
     assert str(place) not in said
     assert json.loads(said)["parents"][0]["at"] == "../chat"
@@ -337,8 +363,8 @@ SPOILED = {
         65,
         "different lists of tokens",
     ),
-    "zero sum": (lambda _: None, f"{MEAN}expression: 0*chat + 0*code", 2, "a mean takes"),
-    "negative": (lambda _: None, f"{MEAN}expression: chat - code", 2, "a mean takes"),
+    "zero sum": (lambda _: None, f"{MEAN}expression: 0*chat + 0*code", 2, "add up to 0"),
+    "negative": (lambda _: None, f"{MEAN}expression: chat - code", 2, "no negative numbers"),
     "pattern": (lambda _: None, "without: ['*nothing*']", 2, "fits nothing of any term"),
     "scale": (lambda _: None, "scale: [{match: '*no*', times: {chat: 1}}]", 2, "fits no module"),
     "no name": (lambda _: None, "expression: '0'", 2, "names no adapter"),
