@@ -13,13 +13,13 @@ from peftkit.base.machine import describe_machine, describe_versions
 ROOT = Path(__file__).parents[1]
 
 
-def write_result(question: Path, measured: dict[str, Any]) -> Path:
-    """Put `measured` into `question/results/<date>-<commit>-<machine>.json`."""
+def write_result(question: Path, measured: dict[str, Any], folder: str = "results") -> Path:
+    """Put `measured` into `question/results/<date>-<commit>-<machine>.json`, or another folder."""
     machine = describe_machine()
     shape = "gpu" if machine["gpu"] else f"cpu{machine['cores']}"
     commit = _git("rev-parse", "--short=10", "HEAD")
     name = f"{datetime.now(UTC):%Y-%m-%d}-{commit}-{shape}.json"
-    path = question / "results" / name
+    path = question / folder / name
     path.parent.mkdir(exist_ok=True)
     facts = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

@@ -1,4 +1,4 @@
-"""Writes `cli.md` from the `--help` of every command, and `recipe.md` from the schema.
+"""Writes `cli.md` from the `--help` of every command, `recipe.md` and `merge.md` from schemas.
 
 python docs/reference/generate.py
 """
@@ -13,13 +13,14 @@ import click
 from peftkit import errors
 from peftkit.cli.main import group
 from peftkit.pipeline.signals import HEARD
+from peftkit.recipe.kinds import MERGE, RECIPE
 from peftkit.recipe.lock import FREE
 from peftkit.recipe.reference import keys
-from peftkit.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from peftkit.recipe.kinds import Kind
     from peftkit.recipe.reference import Key
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ ENDINGS = """\
 
 `peftkit.errors` has a class for each; 0 means done, and any other ending than these is a bug.
 """
-RECIPE = """\
+RECIPE_PAGE = """\
 # Recipe keys
 
 A recipe is one YAML file. The smallest names a base and some rows:
@@ -66,6 +67,21 @@ Every other key has a default. `recipe.resolved.json` in the run folder shows th
 * **`--set section.key=value`** on the command line is laid over both; the value is YAML. An entry
   of a list is named by its number, counted from 0.
 """
+MERGING = """\
+# Merge recipe keys
+
+`peftkit merge MERGE.yaml` takes one YAML file. The smallest names adapters and a formula of them:
+
+```yaml
+adapters: {chat: runs/chat, code: runs/code}
+expression: chat + 0.7*code
+```
+
+It is read as strictly as a [recipe](recipe.md), with the same `extends`, `--set` and paths.
+`peftkit schema --merge` prints its JSON schema, `peftkit schema --merge KEY` one part of this page.
+What a merge is, and what it can be made of, is told in
+[Add and subtract adapters](../guides/arithmetic.md).
+"""
 FREEDOM = """\
 ## What may change while a run is interrupted
 
@@ -76,7 +92,8 @@ FREEDOM = """\
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by file name."""
-    return {"cli.md": _cli(), "recipe.md": _recipe()}
+    merging = _page(MERGING, *_tables(MERGE))
+    return {"cli.md": _cli(), "recipe.md": _recipe(), "merge.md": merging}
 
 
 def main() -> None:
@@ -118,16 +135,19 @@ def _first_line(text: str | None) -> str:
 
 
 def _recipe() -> str:
-    sections: dict[str, list[Key]] = {}
-    for key in keys():
-        sections.setdefault(key.name.partition(".")[0], []).append(key)
-    tables = [_section(name, inside) for name, inside in sections.items()]
     free = ", ".join(f"`{key}`" for key in sorted(FREE))
-    return _page(RECIPE, *tables, FREEDOM.format(free=free))
+    return _page(RECIPE_PAGE, *_tables(RECIPE), FREEDOM.format(free=free))
 
 
-def _section(name: str, inside: list[Key]) -> str:
-    meaning = Recipe.model_fields[name].description
+def _tables(kind: Kind) -> list[str]:
+    sections: dict[str, list[Key]] = {}
+    for key in keys("", kind):
+        sections.setdefault(key.name.partition(".")[0], []).append(key)
+    return [_section(name, inside, kind) for name, inside in sections.items()]
+
+
+def _section(name: str, inside: list[Key], kind: Kind) -> str:
+    meaning = kind.schema.model_fields[name].description
     said = f"{meaning}\n\n" if inside[0].name != name else ""
     columns = ("key", "what it may be", "default", "meaning")
     return f"## `{name}`\n\n{said}{_table(columns, map(_row, inside))}"

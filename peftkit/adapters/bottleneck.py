@@ -87,7 +87,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.width = width
-        self.adds_input = self.residual in inspect.signature(base_layer.forward).parameters
+        self.adds_input = self.takes_residual(base_layer)
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_dropout = nn.ModuleDict()
@@ -98,6 +98,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self._active_adapter = name
         self.merged_adapters = []
         self.update_layer(name, config)
+
+    @classmethod
+    def takes_residual(cls, module: Any) -> bool:
+        """Whether a module is the end of such an MLP."""
+        return cls.residual in inspect.signature(module.forward).parameters
 
     def update_layer(self, name: str, config: Any) -> None:
         """Put one more adapter on the module."""

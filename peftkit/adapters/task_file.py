@@ -18,8 +18,8 @@ from peftkit.adapters.verify import (
     links_out,
     module_shapes,
 )
-from peftkit.adapters.weights_header import DamagedFileError, read_header
 from peftkit.base.tasks import AUTO, NEW_HEAD, new_parts, task_of
+from peftkit.disk.weights_header import DamagedFileError, read_header
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import LABELLED
 

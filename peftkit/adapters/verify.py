@@ -22,14 +22,14 @@ from transformers.pytorch_utils import Conv1D
 from peftkit.adapters.config_fields import config_problems
 from peftkit.adapters.expected import OWN_TYPES, expected_tensors
 from peftkit.adapters.module_tensors import Alone, Shape, Turned, Upright
-from peftkit.adapters.weights_header import (
+from peftkit.disk.digest import sha256_of
+from peftkit.disk.weights_header import (
     FLOAT_BYTES,
     DamagedFileError,
     TensorEntry,
     parse_json,
     read_header,
 )
-from peftkit.disk.digest import sha256_of
 from peftkit.errors import InputError, RecipeError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import energy_option, json_option, refuse_two_cuts
+from peftkit.cli.options import energy_option, json_option, refuse_two_cuts, without_option
 
 
 @click.command("extract", epilog="Example: peftkit extract tuned base --out adapter --rank 16")
@@ -16,13 +16,7 @@ from peftkit.cli.options import energy_option, json_option, refuse_two_cuts
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Of the adapter.")
 @click.option("--rank", type=click.IntRange(min=1), help="The most that a layer may keep [16].")
 @energy_option
-@click.option(
-    "--without",
-    "left_out",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave out what has no factors, such as `*norm*`; may be repeated.",
-)
+@without_option
 @json_option
 def command(
     tuned: str,
@@ -36,10 +30,10 @@ def command(
 ) -> None:
     """Make a low-rank adapter of what a full fine-tune TUNED changed of BASE, and say its error."""
     refuse_two_cuts(rank, energy)
-    from peftkit.pipeline.merge import Cut, extract
+    from peftkit.pipeline.fold import extract
 
-    cut = Cut(16 if rank is None and energy is None else rank, energy)
-    facts = extract(tuned, base, out, cut=cut, left_out=left_out)
+    usual = 16 if rank is None and energy is None else rank
+    facts = extract(tuned, base, out, rank=usual, energy=energy, left_out=left_out)
     if as_json:
         output.show_json(facts)
         return

@@ -1,29 +1,46 @@
-"""`peftkit merge EXPRESSION`."""
+"""`peftkit merge`: of a merge recipe, or of a formula that is typed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from peftkit.cli import output
-from peftkit.cli.options import energy_option, json_option, refuse_two_cuts
-from peftkit.errors import RecipeError
-from peftkit.recipe.strict_yaml import InvalidYaml, parse
+from peftkit.cli.merge_output import show_explained, show_merge
+from peftkit.cli.options import (
+    energy_option,
+    json_option,
+    refuse_two_cuts,
+    set_option,
+    without_option,
+)
+from peftkit.cli.watching import Terminal
+from peftkit.errors import RecipeError, RunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peftkit.recipe.merge_schema import MergeRecipe
+
+ENDINGS = (".yaml", ".yml")
+RESULTS = Path("merged")
+"""Where results of merge recipes go, each in a folder of its name."""
 
 
 @click.command(
     "merge",
-    epilog='Example: peftkit merge "chat + 0.7*code" --adapter chat=runs/chat '
-    "--adapter code=runs/code --out merged",
+    epilog='Example: peftkit merge merge.yaml, or peftkit merge "chat + 0.7*code" '
+    "--adapter chat=runs/chat --adapter code=runs/code --out merged",
 )
-@click.argument("expression")
+@click.argument("source", metavar="RECIPE|EXPRESSION", default="")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME=DIR", help="Where a name in it is."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter.")
-@click.option("--method", default="sum", show_default=True, help="Such as `ties@paper` or `tsv`.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the result [merged/NAME].")
+@set_option
+@click.option("--method", metavar="NAME", help="Such as `ties@paper` or `tsv` [sum].")
 @click.option(
     "--setting", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method: `keep=0.2`."
 )
@@ -32,47 +49,104 @@ from peftkit.recipe.strict_yaml import InvalidYaml, parse
 @click.option(
     "--fail-above",
     type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Relative error from which nothing is saved.",
+    help="Relative error from which nothing is saved [1].",
 )
+@without_option
 @click.option("--base", metavar="MODEL", help="The base, for adapters that depend on it.")
 @click.option("--dry-run", is_flag=True, help="Only look: nothing is written.")
+@click.option("--explain", is_flag=True, help="Only say what is added, with the numbers, by layer.")
+@click.option(
+    "--reproduce",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Make the merge in DIR again, and compare.",
+)
 @json_option
-def command(  # noqa: PLR0913 - one option each
-    expression: str,
+def command(
+    source: str,
     adapters: tuple[str, ...],
     out: Path | None,
-    method: str,
-    settings: tuple[str, ...],
-    rank: int | None,
-    energy: float | None,
-    fail_above: float,
-    base: str | None,
+    reproduce: Path | None,
     *,
     dry_run: bool,
+    explain: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Add and subtract adapters: EXPRESSION is a sum of names times numbers."""
-    if out is None and not dry_run:
-        raise RecipeError("where to? `--out DIR` is missing", hint="`--dry-run` only looks")
-    refuse_two_cuts(rank, energy)
-    named = _named(adapters)
-    read = dict(map(_setting, settings))
-    from peftkit.pipeline.merge import Cut, How, merge
+    """Add and subtract adapters and fine-tuned models, exactly, and say what it cost.
 
-    facts = merge(
-        expression,
-        named,
-        None if dry_run else out,
-        how=How(method, read),
-        cut=Cut(rank, energy, fail_above),
-        base=base,
-    )
-    if as_json:
-        output.show_json(facts)
+    RECIPE is a YAML file. EXPRESSION is a sum of names times numbers; `--adapter` says where each
+    name is, and options say what a recipe would.
+    """
+    named = _named(adapters)
+    if reproduce is not None:
+        if source:
+            raise RecipeError("`--reproduce` reads from the folder what to merge; keep one of them")
+        _reproduce(reproduce, named, out, base=options["base"], as_json=as_json)
         return
-    _show(facts)
+    recipe = _recipe(source, named, options)
+    typed = not source.endswith(ENDINGS)
+    if out is None and typed and not (dry_run or explain):
+        raise RecipeError("where to? `--out DIR` is missing", hint="`--dry-run` only looks")
+    from peftkit.pipeline.merge import merge
+
+    only_look = dry_run or explain
+    found = merge(recipe, out or RESULTS / recipe.name, dry_run=only_look, watch=Terminal())
+    if explain:
+        show_explained(found.facts, as_json=as_json)
+        return
+    if as_json:
+        output.show_json(found.facts)
+    else:
+        show_merge(found.facts)
+    if found.refusal is not None:
+        raise found.refusal
+
+
+def _recipe(source: str, named: dict[str, str], options: Mapping[str, Any]) -> MergeRecipe:
+    """What was asked for: a file, or a formula, with options laid over it."""
+    refuse_two_cuts(options["rank"], options["energy"])
+    changes = [*options["overrides"], *_changes(options)]
+    from peftkit.recipe.load import load_merge, make_merge  # schemas are not needed for `--help`
+
+    if source.endswith(ENDINGS):
+        places = [f"adapters.{name}={place}" for name, place in named.items()]
+        return load_merge(Path(source), [*places, *changes]).recipe
+    if not source:
+        raise RecipeError(
+            "what shall be merged? neither a recipe nor a formula is given",
+            hint='`peftkit merge "chat + 0.7*code" --adapter chat=PATH --adapter code=PATH`',
+        )
+    values = {"name": "merged", "adapters": named, "expression": source}
+    labels: dict[Any, str] = {("adapters", name): f"--adapter {name}" for name in named}
+    return make_merge(values, labels, changes)
+
+
+def _changes(options: Mapping[str, Any]) -> list[str]:
+    """Options as `--set` would say them."""
+    settings = dict(map(_setting, options["settings"]))
+    found = []
+    if options["method"] is not None:
+        inside = "".join(f", {key}: {value}" for key, value in settings.items())
+        found.append(f"method={{name: {options['method']}{inside}}}")
+    else:
+        found += [f"method.{key}={value}" for key, value in settings.items()]
+    for name, key in PLACES.items():
+        if options[name] is not None:
+            found.append(f"{key}={options[name]}")
+    if options["left_out"]:
+        quoted = ", ".join("'" + each.replace("'", "''") + "'" for each in options["left_out"])
+        found.append(f"without=[{quoted}]")
+    return found
+
+
+PLACES = {
+    "rank": "output.rank",
+    "energy": "output.energy",
+    "fail_above": "output.fail_above",
+    "base": "base",
+}
+"""Options, and the keys that they are short for."""
 
 
 def _named(adapters: tuple[str, ...]) -> dict[str, str]:
@@ -90,52 +164,24 @@ def _named(adapters: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
-    if not sign:
+    if not sign or not key:
         raise RecipeError(f"`--setting {text}`: expected a key and a value, such as `keep=0.2`")
-    try:
-        return key, parse(value.encode()).value
-    except InvalidYaml as problem:
-        raise RecipeError(f"`--setting {text}`: {problem.problems[0]}") from None
+    return key, value
 
 
-def _show(facts: dict[str, Any]) -> None:
-    by = "" if facts["method"] == "sum" else f" by {facts['method']}"
-    output.show(f"merged = {facts['formula']}{by}\n")
-    output.table(
-        ("adapter", "times", "norm", "modules", "rank", "travels along"),
-        [_row(term) for term in [*facts["terms"], facts["merged"]]],
-    )
-    if facts["pairs"]:
-        output.show("")
-        output.table(
-            ("pair", "cosine", "overlap", "opposite signs", "modules of both"),
-            [
-                (
-                    " and ".join(pair["pair"]),
-                    *(pair[key] for key in ("cosine", "overlap", "sign_conflict")),
-                    pair["shared_modules"],
-                )
-                for pair in facts["pairs"]
-            ],
-        )
-    if facts["pairs"] and facts["canceled"] is not None:
-        output.show(f"\ncanceled {facts['canceled']:.3g} of all that the terms change")
+def _reproduce(
+    folder: Path, named: dict[str, str], out: Path | None, *, base: str | None, as_json: bool
+) -> None:
+    from peftkit.pipeline.reproduce import reproduce
+
+    found = reproduce(folder, named, out, base=base)
+    if as_json:
+        facts = {"identical": found.identical, "files": found.files}
+        output.show_json(facts | {"differences": list(found.differences)})
     else:
-        output.show("")
-    worst = facts["worst_layer"]
-    output.show(
-        f"error    {facts['error']:.3g} of the change"
-        + (f", most in {worst['name']} ({worst['error']:.3g})" if facts["error"] else ": exact")
-    )
-    for name in facts["trained_above"]:
-        output.show(f"note     a term was trained above `{name}`, and means little without it")
-    output.show(f"adapter  {facts['out'] or 'not written (--dry-run)'}")
-
-
-def _row(term: dict[str, Any]) -> tuple[Any, ...]:
-    ranks = term["ranks"]
-    shown = None if ranks is None else "-".join(map(str, dict.fromkeys(ranks)))
-    along = len(term["travels_along"]) or None
-    return term["name"], term["weight"], term["norm"], term["modules"], shown, along
+        rows = [(name, "identical" if same else "differs") for name, same in found.files.items()]
+        output.table(("file", "made again"), rows)
+    if not found.identical:
+        raise RunError(f"`{folder}` is not what its parents give", problems=found.differences)

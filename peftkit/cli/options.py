@@ -28,6 +28,13 @@ energy_option = click.option(
     type=click.FloatRange(0, 1, min_open=True),
     help="Share of squared singular values that every layer keeps.",
 )
+without_option = click.option(
+    "--without",
+    "left_out",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out parts of this name, such as `*norm*`; may be repeated.",
+)
 
 
 def refuse_two_cuts(rank: int | None, energy: float | None) -> None:

@@ -47,7 +47,10 @@ def copy_recipe(name: str, destination: Path) -> None:
     """
     copied = catalog.copy(name, destination)
     output.show(str(copied))
-    output.say(f"run it with `peftkit finetune {copied}`")
+    *before, own = catalog.find(name).commands_for(copied)
+    for command in before:
+        output.say(f"first `{command}`")
+    output.say(f"run it with `{own}`")
 
 
 @command.command("validate", epilog="Example: peftkit recipes validate my.yaml")
@@ -56,9 +59,9 @@ def copy_recipe(name: str, destination: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print it with every default filled in.")
 def validate_recipe(recipe: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
     """Check RECIPE, and name every problem at once."""
-    from peftkit.recipe.load import load_recipe  # the schema is not needed by the others
+    from peftkit.recipe.load import load_any  # the schema is not needed by the others
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_any(recipe, overrides)
     if as_json:
         output.show_json(loaded.recipe.model_dump(mode="json"))
     output.say(f"{recipe} is a valid recipe", quiet=as_json)

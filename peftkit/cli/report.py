@@ -20,7 +20,12 @@ from peftkit.errors import RecipeError, WriteError
     help="Where the page of several runs goes.",
 )
 def command(runs: tuple[Path, ...], out: Path) -> None:
-    """Rebuild the page of one run, or put several on one page."""
+    """Rebuild the page of one run or merge, or put several runs on one page."""
+    from peftkit.report.merge_page import is_merge, write_merge_report
+
+    if len(runs) == 1 and is_merge(runs[0]):
+        output.show(str(write_merge_report(runs[0])))
+        return
     for run in runs:
         if not (run / "recipe.resolved.json").exists():
             raise RecipeError(

@@ -54,7 +54,19 @@ def ratio_interval(
     totals: NDArray[np.float64], weights: NDArray[Any], draws: NDArray[np.int64]
 ) -> tuple[float, float]:
     """Percentile interval of sum(totals) / sum(weights) over resampled rows."""
-    drawn = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
+    return interval(draw_ratio(totals, weights, draws))
+
+
+def draw_ratio(
+    totals: NDArray[np.float64], weights: NDArray[Any], draws: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Sum(totals) / sum(weights) of each resampling."""
+    drawn: NDArray[np.float64] = totals[draws].sum(axis=1) / weights[draws].sum(axis=1)
+    return drawn
+
+
+def interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The percentile interval of a figure, from what it was in each resampling."""
     tail = (1 - COVERAGE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
-from torch.nn import Embedding, Linear
-from transformers.pytorch_utils import Conv1D
 
-from peftkit.base.load import shape_of
 from peftkit.base.locate import Origin, locate, read_json, weight_files
 from peftkit.errors import InputError
 from peftkit.recipe.sections.base import BaseSection
@@ -20,11 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-    from peftkit.recipe.sections.base import Task
-
-TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm", "seq2seq")
-"""What families of bases were trained to do, at least one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +84,6 @@ def open_base(model: str) -> BaseWeights:
             hint="name the model as it was before it was quantized, in 16 or 32 bits",
         )
     return open_weights(origin)
-
-
-def layer_kinds(origin: Origin) -> dict[str, str]:
-    """How each module's weight lies: `linear`, `conv1d` or `embedding`.
-
-    It is `tied` where another module has the same weight: a change of it is none of one module.
-    """
-    model = _skeleton(origin)
-    kinds = ((Linear, "linear"), (Conv1D, "conv1d"), (Embedding, "embedding"))
-    found = {
-        name: kind
-        for name, module in model.named_modules()
-        for cls, kind in kinds
-        if isinstance(module, cls)
-    }
-    users: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
-    return found | {name: "tied" for names in users.values() if len(names) > 1 for name in names}
-
-
-def _skeleton(origin: Origin) -> Any:
-    """The model without memory for its weights, with the head that its family was trained with."""
-    for task in TASKS[:-1]:
-        with suppress(InputError):
-            return shape_of(BaseSection(model=str(origin.folder), task=task), origin)
-    return shape_of(BaseSection(model=str(origin.folder), task=TASKS[-1]), origin)
 
 
 def open_weights(origin: Origin) -> BaseWeights:

@@ -19,8 +19,8 @@ from peftkit.adapters.stack import expand
 from peftkit.adapters.store import NOTE
 from peftkit.adapters.task_file import PLAIN
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE
-from peftkit.adapters.weights_header import read_header
 from peftkit.disk.durable import whole_folder
+from peftkit.disk.weights_header import read_header
 from peftkit.merge.delta import Delta
 
 if TYPE_CHECKING:

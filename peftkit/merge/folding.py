@@ -1,45 +1,44 @@
-"""A change folded into the weights of a base, one tensor in memory at a time, never the model.
+"""A change folded into the weights of a base, a few rows in memory at a time, never the model.
 
-The header of each file is copied as it is, because neither names nor shapes nor number formats
-change; sums are taken in float64 and rounded once. What that rounding loses is measured: an update
-of a percent of a weight in bfloat16 keeps about four fifths of itself.
+Everything is added in float64 and rounded once.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-import shutil
 from dataclasses import dataclass, replace
-from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 import torch
 
 from peftkit.adapters.verify import other_base
-from peftkit.adapters.weights_header import read_header
-from peftkit.base.locate import DEFINING
 from peftkit.disk.durable import whole_folder
-from peftkit.errors import InputError, RunError
-from peftkit.merge.base_weights import layer_kinds, nearest, open_base
-from peftkit.merge.saving import missing_under, refuse_to_replace
+from peftkit.disk.replacing import refuse_to_replace
+from peftkit.errors import InputError
+from peftkit.merge.base_weights import BaseWeights, nearest, open_base
+from peftkit.merge.layer_kinds import layer_kinds
+from peftkit.merge.model_files import MERGE_FILE, PLAIN, refuse_lossy, write_model
+from peftkit.merge.row_changes import (
+    BaseRows,
+    RowChange,
+    of_factors,
+    of_scaling,
+    of_whole,
+)
+from peftkit.merge.saving import describe, missing_under
+from peftkit.merge.tensor_files import TensorFiles
+from peftkit.merge.undo import FOLD_FILE, write_undo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-    from typing import BinaryIO
 
     from torch import Tensor
 
-    from peftkit.merge.base_weights import BaseWeights
     from peftkit.merge.delta import Delta
-
-    Change = Callable[[Tensor], Tensor]
-    """What is added to a weight, from the weight."""
-
-FOLD_FILE = "fold.json"
-"""What was folded, and what rounding lost of it."""
+    from peftkit.merge.low_rank import LowRank
+    from peftkit.merge.model_files import Finish
+    from peftkit.merge.row_changes import Fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,54 +50,71 @@ class Fold:
     """By tensor: the norm of what is missing, by that of the change."""
     relative: float
     """The same of all together."""
+    undo_bytes: int = 0
+    """What it takes to have the base back, bit for bit."""
 
 
-def fold_delta(delta: Delta, base: str, out: Path) -> Fold:
-    """Write the folded model; see `Delta.fold`."""
-    _refuse(delta)
-    opened = open_base(base)
-    if problems := other_base(delta.facts.get("base"), opened.origin.name):
+def fold_delta(
+    delta: Delta,
+    base: str,
+    out: Path,
+    finish: Finish = PLAIN,
+) -> Fold:
+    """Write the folded model; see `Delta.fold`.
+
+    Args:
+        delta: the change.
+        base: what it is folded into.
+        out: where to.
+        finish: what is said beside it, and how much rounding may take.
+
+    Raises:
+        RunError: rounding takes more.
+    """
+    refuse_what_has_no_place(delta)
+    origin = open_base(base).origin
+    if problems := other_base(delta.facts.get("base"), origin.name):
         raise InputError(f"`{base}` is not the base of this change", problems=problems)
-    _refuse_half(delta, opened.origin.folder)
+    _refuse_half(delta, origin.folder)
     refuse_to_replace(out, FOLD_FILE)
-    changes = _find_changes(delta, opened)
-    files = sorted(set(opened.files.values()))
-    needed = sum(path.stat().st_size for path in files) + 2**20
-    missing: dict[str, tuple[float, float, bool]] = {}
-    with whole_folder(out, needed) as building:
-        for path in files:
-            _write_file(path, building / path.name, opened, changes, missing)
-        for path in _beside(opened.origin.folder):
-            shutil.copyfile(path, building / path.name)
-        if not any(moved for _, _, moved in missing.values()):
-            raise RunError(
-                "the fold would be the base itself: the change is nothing, or rounded away",
-                hint="keep it as an adapter: `delta.save(folder)`",
-            )
-        found = _sum_up(out, missing)
-        said = {
-            "base": opened.origin.name,
-            "terms": [
-                {"name": each.name, "digest": each.digest, "weight": each.weight}
-                for each in delta.terms
-            ],
-            "lost": {"relative": found.relative, "tensors": found.lost},
-        }
-        (building / FOLD_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-    return found
+    with TensorFiles(origin) as files:
+        rows = BaseRows(files, torch.float64)
+        changes = {name: change.begin for name, change in changes_of(delta, rows).items()}
+        with whole_folder(out, files.bytes + 2**20) as building:
+            written = write_model(files, rows, changes, building)
+            refuse_lossy(written, finish.fail_above)
+            undo = write_undo(*place(delta, files), files, building)
+            said = {
+                "base": origin.name,
+                "terms": [
+                    {"name": each.name, "digest": each.digest, "weight": each.weight}
+                    for each in delta.terms
+                ],
+                "lost": {"relative": written.relative, "tensors": written.lost},
+                "undo": undo.facts,
+            }
+            (building / FOLD_FILE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            if finish.note is not None:
+                text = json.dumps({**describe(delta), **finish.note}, indent=2) + "\n"
+                (building / MERGE_FILE).write_text(text, encoding="utf-8")
+    return Fold(out, written.lost, written.relative, undo.bytes)
 
 
-def _refuse(delta: Delta) -> None:
-    """Say what has no place in the weights of a base."""
+def refuse_what_has_no_place(delta: Delta) -> None:
+    """Say what the weights of a base cannot hold.
+
+    Raises:
+        InputError: there is such a part, or nothing at all.
+    """
     if delta.networks:
         raise InputError(
             "bottlenecks are networks beside the base: no weight of it does what they do",
-            hint="keep them as an adapter: `delta.save(folder)`",
+            hint="keep them as an adapter: `peftkit merge` does",
         )
     if delta.kept:
         raise InputError(
             f"the adapter brings `{next(iter(delta.kept))}`, which the base has no place for",
-            hint="keep it as an adapter, or leave it out: `delta.without('*score*')`",
+            hint="keep it as an adapter, or leave it out: `--without '*score*'`",
         )
     if not (delta.low or delta.dense or delta.scalings):
         raise InputError("there is nothing to fold: the change is empty")
@@ -124,15 +140,30 @@ def _folded(base: Path) -> set[str]:
         return set()
 
 
-def _find_changes(delta: Delta, opened: BaseWeights) -> dict[str, Change]:
+def changes_of(delta: Delta, base: BaseRows) -> dict[str, RowChange]:
     """What is added to each tensor of the base's files.
+
+    Raises:
+        InputError: the base has no such weight, one of another shape, or one that stands for two.
+    """
+    placed, parameters = place(delta, base.files)
+    return {
+        name: RowChange(tuple(_parts(placed, parameter, name, base)))
+        for name, parameter in parameters.items()
+    }
+
+
+def place(delta: Delta, files: TensorFiles) -> tuple[Delta, dict[str, str]]:
+    """The change as the base's weights lie, and which parameter each tensor of its files is.
 
     Raises:
         InputError: the base has no such weight, or one that stands for two.
     """
-    found: dict[str, Change] = {}
-    kinds = layer_kinds(opened.origin)
-    for parameter, change in _changes(_as_it_lies(delta, kinds), opened):
+    opened = BaseWeights(files.origin, {name: each.path for name, each in files.places.items()})
+    kinds = layer_kinds(files.origin)
+    placed = _as_it_lies(delta, kinds)
+    found: dict[str, str] = {}
+    for parameter in _parameters(placed, opened):
         name, module = opened.find(parameter), parameter.removesuffix(".weight")
         of_one = module in delta.low or module in delta.scalings or module == "lm_head"
         tied = of_one and _kind(kinds, module, "") == "tied"
@@ -140,10 +171,10 @@ def _find_changes(delta: Delta, opened: BaseWeights) -> dict[str, Change]:
             raise InputError(
                 f"`{name}` is both the embedding and the head of this base, and the adapter "
                 "changes one of them",
-                hint=f"keep it as an adapter, or leave the change out: `delta.without('{module}')`",
+                hint=f"keep it as an adapter, or leave the change out: `--without '{module}'`",
             )
-        found[name] = change
-    return found
+        found[name] = parameter
+    return placed, found
 
 
 def _as_it_lies(delta: Delta, kinds: dict[str, str]) -> Delta:
@@ -164,82 +195,47 @@ def _kind(kinds: dict[str, str], module: str, otherwise: str) -> str:
     return otherwise if near is None else kinds[near]
 
 
-def _changes(delta: Delta, opened: BaseWeights) -> Iterator[tuple[str, Change]]:
-    """What is added to each parameter."""
-    for name, low in delta.low.items():
-        whole = delta.dense.get(f"{name}.weight")
-        parts = [low.dense()] if whole is None else [low.dense(), whole]
-        yield f"{name}.weight", partial(_add, parts)
-    for parameter, values in delta.dense.items():
-        if parameter.removesuffix(".weight") not in delta.low:
-            yield parameter, partial(_add, [values])
-    for name, scaling in delta.scalings.items():
-        row = scaling.values if scaling.inputs != scaling.turned else scaling.values[:, None]
-        yield f"{name}.weight", partial(_multiply, row)
-        if not scaling.inputs and nearest(f"{name}.bias", opened.files) is not None:
-            yield f"{name}.bias", partial(_multiply, scaling.values)
+def _parameters(delta: Delta, opened: BaseWeights) -> list[str]:
+    """Names of what changes."""
+    weights = [f"{name}.weight" for name in (*delta.low, *delta.scalings)]
+    biases = [
+        f"{name}.bias"
+        for name, each in delta.scalings.items()
+        if not each.inputs and nearest(f"{name}.bias", opened.files) is not None
+    ]
+    return list(dict.fromkeys([*weights, *delta.dense, *biases]))
 
 
-def _add(parts: list[Tensor], _: Tensor) -> Tensor:
-    return reduce(torch.add, parts)
+def _parts(delta: Delta, parameter: str, name: str, base: BaseRows) -> Iterator[Fill]:
+    """What of a change is added to one parameter.
+
+    Raises:
+        InputError: it has another shape than the base's tensor.
+    """
+    module, _, kind = parameter.rpartition(".")
+    place = base.place(name)
+    if (low := delta.low.get(module)) is not None and kind == "weight":
+        left, right = _factors(low, base.dtype)
+        _fit(name, place.shape, (left.shape[0], right.shape[1]))
+        yield of_factors(left, right)
+    if (whole := delta.dense.get(parameter)) is not None:
+        _fit(name, place.shape, tuple(whole.shape))
+        yield of_whole(whole, place.columns)
+    if (scaling := delta.scalings.get(module)) is not None:
+        numbers = scaling.values.to(base.dtype)
+        in_row = kind == "bias" or scaling.inputs != scaling.turned
+        wanted = place.columns if in_row else place.rows
+        _fit(name, (wanted,), tuple(numbers.shape))
+        read = base.reader(name)
+        yield of_scaling(numbers[None] if in_row else numbers[:, None], read)
 
 
-def _multiply(row: Tensor, weight: Tensor) -> Tensor:
-    return weight * row
+def _factors(low: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two matrices whose product lies as the weight does."""
+    up, down = low.up.to(dtype), low.down.to(dtype)
+    return (up, down) if low.layer == "linear" else (down.T.contiguous(), up.T.contiguous())
 
 
-def _write_file(
-    source: Path,
-    target: Path,
-    opened: BaseWeights,
-    changes: dict[str, Change],
-    missing: dict[str, tuple[float, float, bool]],
-) -> None:
-    """One file of weights again, with what changes of it; its header is the same."""
-    entries = sorted(read_header(source).items(), key=lambda item: item[1].start)
-    with source.open("rb") as given, target.open("wb") as file:
-        length = int.from_bytes(given.read(8), "little")
-        given.seek(0)
-        file.write(given.read(8 + length))
-        for name, entry in entries:
-            if name not in changes:
-                given.seek(8 + length + entry.start)
-                _copy(given, file, entry.end - entry.start)
-                continue
-            before = opened.read(name)
-            change = changes[name](before.double())
-            if change.shape != before.shape:
-                raise InputError(
-                    f"`{name}` has shape {tuple(before.shape)} in the base, and its change "
-                    f"{tuple(change.shape)}"
-                )
-            wanted = before.double() + change
-            after = wanted.to(before.dtype)
-            if not bool(torch.isfinite(after).all()):
-                raise RunError(f"`{name}` would not be finite: nothing was written")
-            gone, size = float((after - wanted).norm()), float(change.norm())
-            missing[name] = (gone, size, not torch.equal(after, before))
-            file.write(after.contiguous().view(torch.uint8).numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _copy(given: BinaryIO, file: BinaryIO, size: int, piece: int = 2**24) -> None:
-    while size:
-        found = given.read(min(piece, size))
-        file.write(found)
-        size -= len(found)
-
-
-def _beside(folder: Path) -> list[Path]:
-    """What makes a model of weights: configuration, tokenizer, index."""
-    kinds = (*DEFINING, "*.safetensors.index.json", "README.md", "LICENSE*")
-    found = {path for kind in kinds for path in folder.glob(kind) if path.is_file()}
-    return sorted(path for path in found if path.suffix != ".safetensors")
-
-
-def _sum_up(folder: Path, missing: dict[str, tuple[float, float, bool]]) -> Fold:
-    lost = {name: gone / size if size else 0.0 for name, (gone, size, _) in missing.items()}
-    gone = math.sqrt(sum(each**2 for each, _, _ in missing.values()))
-    size = math.sqrt(sum(each**2 for _, each, _ in missing.values()))
-    return Fold(folder, lost, gone / size if size else 0.0)
+def _fit(name: str, base: tuple[int, ...], change: tuple[int, ...]) -> None:
+    if base != change:
+        raise InputError(f"`{name}` has shape {base} in the base, and its change {change}")

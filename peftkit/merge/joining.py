@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from peftkit.adapters.expected import TOKEN_ROWS
 from peftkit.adapters.task_file import PLAIN
 from peftkit.adapters.verify import other_base
 from peftkit.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
     from peftkit.merge.delta import Delta
 
 Part = TypeVar("Part")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def refuse_two(one: Tensor, other: Tensor, name: str) -> Tensor:
         return one
     raise InputError(
         f"both adapters bring `{name}` of their own, which is no change of the base: it has no sum",
-        hint=f'say whose it shall be: `one + other.without("{name}")`',
+        hint="say whose it shall be: `--set 'heads={keep: NAME}'`",
     )
 
 
@@ -97,10 +100,41 @@ def agree_all(deltas: Sequence[Delta]) -> dict[str, Any]:
     """What all say; who brings a head says what it is for.
 
     Raises:
-        InputError: they are of different bases or tasks.
+        InputError: they are of different bases or tasks, or bring rows of different tokens.
     """
+    with_rows = [delta.facts for delta in deltas if _brings_rows(delta)]
+    for other in with_rows[1:]:
+        _refuse_other_tokens(with_rows[0], other)
     heads_first = sorted(deltas, key=lambda delta: not delta.kept)
     return reduce(agree, [delta.facts for delta in heads_first], {})
+
+
+def _brings_rows(delta: Delta) -> bool:
+    return any(name.endswith(TOKEN_ROWS) for name in delta.kept)
+
+
+def _refuse_other_tokens(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Say where rows stand for different tokens, though they may hold the same numbers."""
+    rows = [each["trainable_token_indices"] for each in (one, other)]
+    if rows[0] != rows[1]:
+        raise InputError(
+            f"the adapters bring rows of different tokens: {rows[0]} and {rows[1]}",
+            hint=f"`--without '*{TOKEN_ROWS}'` leaves them out",
+        )
+    said = [
+        {p.name: p.read_bytes() for p in tokenizer_files(each["folder"])} for each in (one, other)
+    ]
+    if said[0] != said[1]:
+        raise InputError(
+            "the adapters bring rows of new tokens for different tokenizers",
+            hint=f"`--without '*{TOKEN_ROWS}'` leaves them out",
+        )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that say which tokens there are."""
+    found = {path for kind in TOKENIZER_FILES for path in folder.glob(kind)}
+    return sorted(path for path in found if path.is_file())
 
 
 def collect(terms: tuple[Term, ...]) -> tuple[Term, ...]:

@@ -21,9 +21,10 @@ from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.locate import digest
 from peftkit.errors import InputError, RecipeError
-from peftkit.merge.base_weights import layer_kinds, open_base
+from peftkit.merge.base_weights import open_base
 from peftkit.merge.delta import Delta
 from peftkit.merge.joining import Term
+from peftkit.merge.layer_kinds import layer_kinds
 from peftkit.merge.low_rank import LowRank
 from peftkit.merge.other_changes import Network, Scaling
 

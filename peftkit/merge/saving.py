@@ -18,7 +18,10 @@ from peftkit.adapters.task_file import PLAIN, TASK_FILE
 from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
-from peftkit.errors import InputError, RecipeError
+from peftkit.disk.replacing import refuse_to_replace
+from peftkit.errors import InputError
+from peftkit.merge.joining import tokenizer_files
+from peftkit.merge.model_files import MERGE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,58 +33,81 @@ if TYPE_CHECKING:
 
     Written = tuple[dict[str, Tensor], Any]
 
-MERGE_FILE = "merge.json"
-"""What the adapter is the sum of, and what cutting its rank cost."""
-TOKENIZER_FILES = ("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*", "*.jinja")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUNDED = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+"""Share of a tensor that may be rounded away; of what it can hold float32 rounds 6e-8."""
 ROOM = 1_048_576
 """Bytes for names, configuration and `merge.json`."""
 
 
-def save_delta(delta: Delta, folder: str) -> None:
-    """Write the adapter; see `Delta.save`."""
+def save_delta(
+    delta: Delta,
+    folder: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    note: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the adapter; see `Delta.save`.
+
+    Args:
+        delta: what it is to do.
+        folder: where to.
+        dtype: of its numbers.
+        note: what `merge.json` says besides.
+    """
     exact = delta if delta.error.layers else delta.compress()
-    weights, config = _contents_of(exact)
-    weights |= exact.kept
-    config.base_model_name_or_path = exact.facts.get("base")
-    config.revision = exact.facts.get("revision")
-    config.inference_mode = True
-    _name_kept(exact, config)
-    _sort_names(config)
+    kept, config = prepare(exact, dtype)
     refuse_to_replace(Path(folder), MERGE_FILE)
-    needed = sum(w.numel() * 4 for w in weights.values()) + ROOM
+    needed = sum(w.numel() * w.itemsize for w in kept.values()) + ROOM
     with whole_folder(Path(folder), needed) as building:
-        kept = {name: tensor.float() for name, tensor in weights.items()}
         write_weights(kept, building / WEIGHTS_FILE, {"format": "pt"})
         config.save_pretrained(str(building))
         if (task := exact.facts.get("task")) and task != PLAIN:
             (building / TASK_FILE).write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
-        text = json.dumps(describe(exact), indent=2) + "\n"
+        text = json.dumps({**describe(exact), **(note or {})}, indent=2) + "\n"
         (building / MERGE_FILE).write_text(text, encoding="utf-8")
         for path in _tokenizer_of(exact):
             shutil.copyfile(path, building / path.name)
         verify_adapter(building)
 
 
-def refuse_to_replace(folder: Path, mark: str) -> None:
-    """Say where anything but an earlier result stands, which its mark shows.
+def prepare(delta: Delta, dtype: torch.dtype) -> Written:
+    """The tensors as they will be saved, and peft's configuration of them.
 
     Raises:
-        RecipeError: it does, and would go.
+        InputError: what is left is nothing, or no adapter of one kind, or would be rounded away.
     """
-    own = folder.is_dir() and (not any(folder.iterdir()) or (folder / mark).is_file())
-    if folder.exists() and not own:
-        raise RecipeError(
-            f"`{folder}` holds something else, and all of it would go",
-            hint="name a new folder",
+    weights, config = _contents_of(delta)
+    weights |= delta.kept
+    config.base_model_name_or_path = delta.facts.get("base")
+    config.revision = delta.facts.get("revision")
+    config.inference_mode = True
+    _name_kept(delta, config)
+    _sort_names(config)
+    return {name: _stored(name, tensor, dtype) for name, tensor in weights.items()}, config
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the numbers of a file.
+
+    Raises:
+        InputError: they have no digits for what is so small, and it would be saved as nothing.
+    """
+    found = tensor.to(dtype)
+    if float((found - tensor).norm()) > ROUNDED[dtype] * float(tensor.norm()):
+        module = name.removeprefix(PREFIX).partition(".lora_")[0]
+        raise InputError(
+            f"`{name}` is too small for the numbers of a file: it would be saved as nothing",
+            hint=f"multiply the change by more, or leave it out: `--without '{module}'`",
         )
+    return found
 
 
 def _tokenizer_of(delta: Delta) -> list[Path]:
     """The files that say which tokens the rows of new tokens are for."""
     if not any(name.endswith(TOKEN_ROWS) for name in delta.kept):
         return []
-    found = {path for kind in TOKENIZER_FILES for path in delta.facts["folder"].glob(kind)}
-    return sorted(path for path in found if path.is_file())
+    return tokenizer_files(delta.facts["folder"])
 
 
 def _sort_names(config: Any) -> None:
@@ -150,7 +176,7 @@ def _contents_of(delta: Delta) -> Written:
         raise InputError(
             f"it changes the base in {len(kinds)} ways ({', '.join(map(KINDS.get, kinds))}), "  # type: ignore[arg-type]
             "and an adapter file holds one",
-            hint="leave out what is not needed, e.g. `delta.without('*norm*')`",
+            hint="leave out what is not needed, e.g. `--without '*norm*'`",
         )
     return WRITERS[kinds[0]](delta)
 
@@ -201,7 +227,7 @@ def _biases(delta: Delta) -> dict[str, Tensor]:
     if found and (embedding := [n for n, c in delta.low.items() if c.layer == "embedding"]):
         raise InputError(
             f"`{embedding[0]}` is an embedding, and others have biases: peft takes no two of these",
-            hint="`delta.without('*.bias')` leaves the biases out",
+            hint="`--without '*.bias'` leaves the biases out",
         )
     return found
 
@@ -211,8 +237,7 @@ def _refuse_whole(strange: list[str]) -> None:
         raise InputError(
             f"`{strange[0]}` changes as a whole, and {len(strange) - 1} more: LoRA has no place "
             "for it",
-            hint="`delta.compress(rank=16)` makes factors of matrices; `delta.without(...)` leaves "
-            "out the rest",
+            hint="`--rank 16` makes factors of matrices; `--without PATTERN` leaves out the rest",
         )
 
 

@@ -1,202 +1,198 @@
-"""`merge`, `fold` and `extract`: adapters added up, put into weights, and taken out of them."""
+"""`merge`: what a formula of adapters and fine-tuned models gives, told first and then written."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from peftkit.errors import RecipeError, RunError
-from peftkit.merge.combine import combine, measure_conflict
-from peftkit.merge.delta import Delta
-from peftkit.merge.expression import explain, parse
-from peftkit.merge.low_rank import lost
-from peftkit.merge.methods.catalog import find_method
-from peftkit.merge.methods.inputs import Inputs
-from peftkit.merge.saving import missing_under
+from peftkit.disk.replacing import refuse_to_replace
+from peftkit.errors import PeftkitError, RecipeError, RunError
+from peftkit.merge.base_weights import open_base
+from peftkit.merge.checkpoints import How, merge_checkpoints
+from peftkit.merge.folding import fold_delta, refuse_what_has_no_place
+from peftkit.merge.model_files import MERGE_FILE, Finish
+from peftkit.merge.saving import DTYPES, prepare, save_delta
+from peftkit.merge.terms import Layers, Part
+from peftkit.pipeline.judging import end_judging, start_judging
+from peftkit.pipeline.merge_terms import base_of, find_parents, load_terms, mix, settings_of
+from peftkit.pipeline.preflight import error_by_rank, look, peak_memory
+from peftkit.pipeline.provenance import record
+from peftkit.pipeline.watch import Silent
+from peftkit.recipe.expression import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from peftkit.merge.folding import Fold
-    from peftkit.merge.low_rank import Spectrum
+    from peftkit.merge.delta import Delta
+    from peftkit.merge.parents import Parent
+    from peftkit.pipeline.merge_terms import Terms
+    from peftkit.pipeline.watch import Watch
+    from peftkit.recipe.merge_schema import MergeRecipe
 
-RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Ranks whose error is told beside the one that is kept."""
 
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How low the ranks of a merged adapter shall be, and what that may cost."""
-
-    rank: int | None = None
-    energy: float | None = None
-    fail_above: float = 1.0
-    """Relative error from which nothing is saved."""
+SILENT = Silent()
 
 
 @dataclass(frozen=True, slots=True)
-class How:
-    """A method of the catalog, and its settings."""
+class Merged:
+    """What a merge is."""
 
-    method: str = "sum"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any]
+    refusal: PeftkitError | None = None
+    """Why it would not be written."""
 
 
 def merge(
-    expression: str,
-    adapters: Mapping[str, str],
-    out: Path | None,
+    recipe: MergeRecipe,
+    out: Path,
     *,
-    how: How = How(),
-    cut: Cut = Cut(),
-    base: str | None = None,
-) -> dict[str, Any]:
-    """What the formula gives, and how its terms stand to each other; saved where `out` says.
+    dry_run: bool = False,
+    earlier: Mapping[str, Any] | None = None,
+    watch: Watch = SILENT,
+) -> Merged:
+    """What the formula gives, and how its terms stand to each other, written to `out`.
+
+    Where the recipe names rows under `evaluate`, numbers may be searched on them before, and the
+    result is judged on them after it was written.
 
     Args:
-        expression: such as `chat + 0.7*code`.
-        adapters: where each name in it is.
-        out: the folder of the merged adapter; None only looks.
-        how: the method, which takes the numbers of the formula as weights.
-        cut: of the ranks.
-        base: where the base is, for the kinds of adapters that need it.
+        recipe: the merge.
+        out: the folder of the result.
+        dry_run: only look.
+        earlier: what the record of an earlier result says, where this is the same again.
+        watch: is told how far a search and the judging are.
 
     Raises:
-        RecipeError: the formula cannot be read, or an adapter is not there.
+        RecipeError: an adapter is not there, or the recipe does not fit what is.
         InputError: an adapter is damaged or cannot be a term of a sum.
-        RunError: the cut costs more than it may.
+        RunError: the cut costs more than it may, or a search finds no numbers that it may take.
     """
-    weights = parse(expression, adapters)
-    if unused := [name for name in adapters if name not in weights]:
-        raise RecipeError(
-            f"`{unused[0]}` is given but not in the formula `{expression}`",
-            hint="put it in, or leave `--adapter` out",
-        )
-    terms = {name: Delta.load(adapters[name], base) for name in weights}
-    total = _merge(weights, terms, how, cut)
-    merged = total.compress(rank=cut.rank, energy=cut.energy)
-    facts = {
-        "formula": explain(weights),
-        "method": how.method,
-        "settings": dict(how.settings),
-        "terms": [_describe(name, weights[name], terms[name]) for name in weights],
-        "pairs": [_compare(one, other, terms) for one, other in combinations(weights, 2)],
-        "canceled": _canceled(weights, terms),
-        "merged": _describe("merged", 1.0, merged),
-        "trained_above": [note["name"] for note in missing_under(total)],
-        "error": merged.error.relative,
-        "worst_layer": dict(zip(("name", "error"), merged.error.worst, strict=True)),
-        "out": str(out) if out else None,
+    parents = find_parents(recipe)
+    streams = _streams(recipe, parents) and not dry_run
+    terms = None if streams and recipe.search is None else load_terms(recipe, parents)
+    rows = recipe.evaluate
+    if dry_run or earlier is not None or not (rows.tasks or rows.control):
+        weights = recipe.weights if earlier is None else dict(earlier["weights"])
+        return _merge(recipe, parents, terms, weights, out, dry_run=dry_run, earlier=earlier)
+    refuse_to_replace(out, MERGE_FILE)
+    said = terms.base if terms else next((each.base for each in parents if each.base), None)
+    judging = start_judging(recipe, parents, terms, _named_base(recipe, said), watch)
+    found = _merge(recipe, parents, None if streams else terms, judging.weights, out)
+    return Merged(found.facts | end_judging(judging, recipe, out, watch))
+
+
+def _merge(
+    recipe: MergeRecipe,
+    parents: tuple[Parent, ...],
+    terms: Terms | None,
+    weights: Mapping[str, float],
+    out: Path,
+    *,
+    dry_run: bool = False,
+    earlier: Mapping[str, Any] | None = None,
+) -> Merged:
+    """The merge with these numbers; whole models, of which no terms were loaded, by streaming."""
+    if terms is None:
+        return Merged(_stream(recipe, parents, weights, out, earlier))
+    total = mix(recipe, terms, weights)
+    output = recipe.output
+    merged = total.compress(
+        rank=None if output.rank == "all" else output.rank,
+        energy=None if output.energy == "all" else output.energy,
+    )
+    figures = look(recipe, terms, weights, total, merged)
+    refusal = _refuse(recipe, terms, merged, out)
+    facts = figures | {
+        "out": None if dry_run else str(out),
+        "refused": refusal.message if refusal else None,
+        "disk": _disk(recipe, terms, merged),
+        "memory": peak_memory(),
     }
-    if merged.error.relative > cut.fail_above:
-        raise RunError(
-            f"cutting the ranks loses {merged.error.relative:.3f} of the change, more than "
-            f"{cut.fail_above:g}: nothing was saved",
-            hint="a higher `--rank`, or none: the exact sum is an adapter too",
-        )
-    if out is not None:
-        merged.save(out)
-    return facts
+    if dry_run:
+        whole = total.compress(energy=1.0) if total.dense and merged.error.layers else total
+        facts["error_by_rank"] = error_by_rank(list(whole.spectra().values()))
+        return Merged(facts, refusal)
+    if refusal is not None:
+        raise refusal
+    note = record(recipe, parents, weights, figures, out, earlier)
+    return Merged(facts | _write(recipe, terms, merged, out, note))
 
 
-def _merge(weights: Mapping[str, float], terms: Mapping[str, Delta], how: How, cut: Cut) -> Delta:
-    """The sum, or what another method makes of its terms."""
-    if how == How():
-        return sum((weights[name] * terms[name] for name in weights), start=Delta())
-    method = find_method(how.method)
-    if method.kind == "entry-wise" and cut.rank is None and cut.energy is None:
-        raise RecipeError(
-            f"method `{method.name}` looks at single entries, so what it gives has full rank: how "
-            "much of it shall the adapter keep?",
-            hint="`--rank 16`, or `--energy 0.99`; the error is told",
-        )
-    changes, inputs = _inputs(weights, terms)
-    return combine(method, how.settings, changes, inputs)
+def _streams(recipe: MergeRecipe, parents: tuple[Parent, ...]) -> bool:
+    """Whether whole models become a whole model: those are merged a few rows at a time."""
+    uncut = recipe.output.rank == "all" and recipe.output.energy == "all"
+    return recipe.output.form == "weights" and uncut and any(each.whole for each in parents)
 
 
-def _canceled(weights: Mapping[str, float], terms: Mapping[str, Delta]) -> float | None:
-    """Share of the sizes of all low-rank changes that their sum cancels; None where none is."""
-    if not all(term.low for term in terms.values()):
-        return None
-    return measure_conflict(*_inputs(weights, terms)).canceled
-
-
-def _inputs(weights: Mapping[str, float], terms: Mapping[str, Delta]) -> tuple[list[Delta], Inputs]:
-    """The changes of a formula as the methods want them."""
-    digests = ["+".join(each.digest for each in terms[name].terms) for name in weights]
-    inputs = Inputs(tuple(weights.values()), tuple(weights), tuple(digests))
-    return [terms[name] for name in weights], inputs
-
-
-def _describe(name: str, weight: float, delta: Delta) -> dict[str, Any]:
-    ranks = list(delta.ranks.values())
-    return {
-        "name": name,
-        "weight": weight,
-        "norm": None if delta.networks else delta.norm,
-        "modules": len({*delta.low, *delta.scalings, *delta.networks}),
-        "ranks": [min(ranks), max(ranks)] if ranks else None,
-        "whole_parameters": len(delta.dense),
-        "travels_along": sorted(delta.kept),
-    }
-
-
-def _compare(one: str, other: str, terms: Mapping[str, Delta]) -> dict[str, Any]:
-    first, second = terms[one], terms[other]
-    overlaps = list(first.overlap(second).values())
-    comparable = not (first.networks or second.networks)
-    return {
-        "pair": [one, other],
-        "cosine": first.cosine(second) if comparable else None,
-        "sign_conflict": first.sign_conflict(second) if overlaps else None,
-        "overlap": sum(overlaps) / len(overlaps) if overlaps else None,
-        "shared_modules": len(overlaps),
-    }
-
-
-def fold(adapter: str, out: Path, *, base: str | None = None) -> Fold:
-    """The base of an adapter with the adapter in its weights.
-
-    Raises:
-        RecipeError: nobody says which base.
-        InputError: the adapter has no place in weights, or is damaged.
-    """
-    delta = Delta.load(adapter, base)
-    named = base or delta.facts.get("base")
-    if named is None:
-        raise RecipeError(f"`{adapter}` names no base", hint="say which: `--base MODEL`")
-    return delta.fold(named, out)
-
-
-def extract(
-    tuned: str, base: str, out: Path, *, cut: Cut, left_out: Sequence[str] = ()
+def _stream(
+    recipe: MergeRecipe,
+    parents: tuple[Parent, ...],
+    weights: Mapping[str, float],
+    out: Path,
+    earlier: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """A low-rank adapter out of a full fine-tune, and its error by rank.
-
-    Raises:
-        InputError: what changed has no factors, or the two are not of one shape.
-    """
-    delta = Delta.load(tuned, base)
-    if left_out:
-        delta = delta.without(*left_out)
-    spectra = list(delta.compress(energy=1.0).spectra().values())
-    top = max((len(each.values) for each in spectra), default=0)
-    found = delta.compress(rank=cut.rank, energy=cut.energy)
-    found.save(out)
-    return {
-        "error": found.error.relative,
-        "error_by_rank": [
-            {"rank": rank, "error": _error_at(rank, spectra)} for rank in RANKS if rank < top
-        ],
-        "modules": len(found.low),
-        "out": str(out),
-    }
+    """Whole models merged into one that is written on the way."""
+    base = _named_base(recipe, next((each.base for each in parents if each.base), None))
+    figures = {"formula": explain(dict(weights)), "method": recipe.method.name}
+    note = record(recipe, parents, weights, figures, out, earlier)
+    found = merge_checkpoints(
+        [Part(name, recipe.adapters[name], weight) for name, weight in weights.items()],
+        base,
+        out,
+        how=How(recipe.method.name, settings_of(recipe)),
+        vocabulary=recipe.output.vocabulary,
+        layers=Layers(tuple((r.match, r.times) for r in recipe.scale), recipe.without),
+        finish=Finish(note, recipe.output.fail_above),
+    )
+    return figures | {"out": str(out), "refused": None, "lost": found.relative}
 
 
-def _error_at(rank: int, spectra: Sequence[Spectrum]) -> float:
-    """What all layers together would lose at a rank, by the norm of the whole."""
-    missing, whole = (sum(lost(each, kept) for each in spectra) for kept in (rank, 0))
-    return math.sqrt(missing / whole)
+def _refuse(recipe: MergeRecipe, terms: Terms, merged: Delta, out: Path) -> PeftkitError | None:
+    """Why it would not be written."""
+    try:
+        refuse_to_replace(out, MERGE_FILE)
+        if merged.error.relative > recipe.output.fail_above:
+            raise RunError(
+                f"cutting the ranks loses {merged.error.relative:.3f} of the change, more than "
+                f"{recipe.output.fail_above:g}: nothing was saved",
+                hint="a higher `--rank`, or none: the exact sum is an adapter too",
+            )
+        if recipe.output.form == "adapter":
+            prepare(merged, DTYPES[recipe.output.dtype])
+        else:
+            refuse_what_has_no_place(merged)
+            _named_base(recipe, terms.base)
+    except PeftkitError as problem:
+        return problem
+    return None
+
+
+def _disk(recipe: MergeRecipe, terms: Terms, merged: Delta) -> int | None:
+    """Bytes that the weights of the result take."""
+    if recipe.output.form == "adapter":
+        numbers = sum(each.up.numel() + each.down.numel() for each in merged.low.values())
+        return (numbers + sum(each.numel() for each in merged.kept.values())) * DTYPES[
+            recipe.output.dtype
+        ].itemsize
+    base = base_of(recipe) or terms.base
+    if base is None:
+        return None
+    return sum(path.stat().st_size for path in set(open_base(base).files.values()))
+
+
+def _write(
+    recipe: MergeRecipe, terms: Terms, merged: Delta, out: Path, note: Mapping[str, Any]
+) -> dict[str, Any]:
+    if recipe.output.form == "adapter":
+        save_delta(merged, str(out), dtype=DTYPES[recipe.output.dtype], note=note)
+        return {}
+    base = _named_base(recipe, terms.base)
+    found = fold_delta(merged, base, out, Finish(note, recipe.output.fail_above))
+    return {"lost": found.relative}
+
+
+def _named_base(recipe: MergeRecipe, said: str | None) -> str:
+    if (base := base_of(recipe) or said) is None:
+        raise RecipeError("base: no term names one", hint="say which: `--base MODEL`")
+    return base

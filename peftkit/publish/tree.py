@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftkit.adapters.store import NOTE
 from peftkit.adapters.task_file import TASK_FILE
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE
 from peftkit.errors import InputError, RecipeError
+from peftkit.recipe.paths import map_paths
 from peftkit.report import tolerant
 from peftkit.report.card import MADE_BY, build_card
+from peftkit.report.card_merge import MERGE_FILE, read_merge
 from peftkit.report.origin import BaseName, base_name
 from peftkit.report.scrub import file_name, scrub
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 CARD = "README.md"
 TOKENIZER_FILES = (
@@ -35,7 +38,7 @@ TOKENIZER_FILES = (
 RECORDS = ("recipe.resolved.json", "metrics.json", "findings.json", "lock.json")
 """What a run says about itself, published under `peftkit/`."""
 PUBLISHED = frozenset(
-    [CONFIG_FILE, WEIGHTS_FILE, DELTA_FILE, NOTE, TASK_FILE, CARD, *TOKENIZER_FILES]
+    [CONFIG_FILE, WEIGHTS_FILE, DELTA_FILE, NOTE, TASK_FILE, CARD, MERGE_FILE, *TOKENIZER_FILES]
     + [f"peftkit/{name}" for name in RECORDS]
 )
 """Every file that is ever published; anything else in an adapter folder stays where it is."""
@@ -78,6 +81,9 @@ def lay_out(run: Path, into: Path, *, repo: str, base: str | None = None) -> Tre
             _copy(adapter / name, into / name)
     (into / CARD).write_text(_card(run, adapter, repo, base), encoding="utf-8")
     absent = _records(run, into)
+    if said := read_merge(adapter):
+        _write_json(into / MERGE_FILE, _told_to_others(said, named))
+        absent = ()  # it has no run, and says itself what it was made of
     files = sorted(path.relative_to(into) for path in into.rglob("*") if path.is_file())
     return Tree(into, tuple(path.as_posix() for path in files), named, absent)
 
@@ -127,6 +133,15 @@ def _records(run: Path, into: Path) -> tuple[str, ...]:
         (into / "peftkit").mkdir(exist_ok=True)
         _write_json(into / "peftkit" / name, scrub(value))
     return tuple(absent)
+
+
+def _told_to_others(said: Mapping[str, Any], base: BaseName) -> dict[str, Any]:
+    """What a merge says of itself, with names in place of places."""
+    parents = [each | {"at": file_name(str(each["at"]))} for each in said["parents"]]
+    told = {"parents": parents, "base": {**tolerant.table(said.get("base")), "name": base.name}}
+    recipe = tolerant.table(said.get("recipe"))
+    told["recipe"] = map_paths(recipe, Path(), file_name) | {"base": base.name}
+    return dict(scrub({**said, **told}))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PACKAGE = Path(__file__).absolute().parents[1]
+_PROGRAM = "peftkit "
+_SHELF, _RUNS, _ENDING = "recipes/", "runs/", ".yaml"
+"""What the files in a header's commands begin and end with."""
 _FACT = re.compile(r"(Run|Needs|Expect):\s*(.*)")
 
 
@@ -31,11 +34,32 @@ class ShippedRecipe:
     path: Path
     purpose: str
     run: str
-    """The command."""
+    """One command after another, such as `peftkit finetune recipes/quickstart.yaml`."""
     needs: str
     """Memory and time."""
     expect: str
     """What was measured."""
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """What runs it, in order: the last one is its own."""
+        return tuple(f"{_PROGRAM}{rest.strip()}" for rest in self.run.split(_PROGRAM)[1:])
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The shipped recipes that are run before it."""
+        words = " ".join(self.commands[:-1]).split()
+        names = (w[len(_SHELF) : -len(_ENDING)] for w in words if w.endswith(_ENDING))
+        return tuple(dict.fromkeys(names))
+
+    def commands_for(self, copied: Path) -> tuple[str, ...]:
+        """What runs a copy of it, in order."""
+        *before, own = self.commands
+        folder = copied.parents[len(Path(self.name).parts)] if before else Path()
+        return (
+            *(_beneath(folder, command) for command in before),
+            f"{' '.join(own.split()[:2])} {copied}",
+        )
 
 
 def shelf() -> Path:
@@ -81,18 +105,23 @@ def copy(name: str, destination: Path, root: Path | None = None) -> Path:
     """Copy a shipped recipe with all that it refers to, and return where the recipe now is.
 
     `destination` is a folder, or the new file when it ends in `.yaml`. What the recipe extends
-    and reads keeps its place beside it, as far as it ships too.
+    and reads keeps its place beside it, as far as it ships too, and so does what is run before it.
 
     Raises:
         RecipeError: there is no such recipe, or something else is at its destination already;
             nothing has been copied then.
         WriteError: the destination cannot be written.
     """
-    recipe = find(name, root).path
-    shared = [path for file in read_chain(recipe) for path in _needed_by(file)]
+    one = find(name, root)
+    recipe = one.path
+    files = [recipe, *(find(before, root).path for before in one.needed)]
+    chains = [file for path in files for file in read_chain(path)]
+    shared = [path for file in chains for path in _needed_by(file)]
     needed = [path for path in shared if path.is_relative_to((root or shelf()).absolute())]
     top = Path(os.path.commonpath([path.parent for path in (recipe, *needed)]))
     folder, file_name = destination, None
+    if one.needed:  # its adapters are where a checkout has them: beside the folder of recipes
+        top, folder = (root or shelf()).absolute(), destination / _SHELF
     if destination.suffix in (".yaml", ".yml"):
         folder, file_name = destination.parent, destination.name
         if top != recipe.parent:
@@ -145,6 +174,12 @@ def _needed_by(file: RecipeFile) -> Iterator[Path]:
     for path in named:
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
         yield from (one for one in found if one.is_file())
+
+
+def _beneath(folder: Path, command: str) -> str:
+    """The command with the files that it names in a folder."""
+    words = (str(folder / w) if w.startswith((_SHELF, _RUNS)) else w for w in command.split())
+    return " ".join(words)
 
 
 def _refuse_to_overwrite(name: str, copies: Mapping[Path, Path], recipe: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftkit.recipe.quantized import refused
+from peftkit.recipe.sections.section import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

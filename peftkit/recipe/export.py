@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
-from peftkit.recipe.schema import Recipe
+from peftkit.recipe.kinds import RECIPE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peftkit.recipe.kinds import Kind
 
 _EXTENDS = {
     "type": "string",
@@ -15,23 +20,21 @@ _EXTENDS = {
 }
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema(kind: Kind = RECIPE) -> dict[str, Any]:
     """What people may write in one file: shorthands included, `name` optional, `extends` allowed.
 
     A file that extends another may leave out what the other says, so required keys of the
     sections are asked for only of a file that stands alone.
     """
-    schema = Recipe.model_json_schema(mode="validation", schema_generator=_WithoutFieldTitles)
+    schema = kind.schema.model_json_schema(schema_generator=_WithoutFieldTitles)
     needed = [key for key in schema.pop("required") if key != "name"]
-    inner = {key: schema["$defs"][_definition(schema, key)].pop("required") for key in needed}
-    schema["$defs"]["StageSection"]["required"] = ["name"]  # what it leaves out is said above
-    alone = {
-        "required": needed,
-        "properties": {key: {"required": keys} for key, keys in inner.items()},
-    }
+    inner = dict(_required_inside(schema, needed))
+    if kind is RECIPE:
+        schema["$defs"]["StageSection"]["required"] = ["name"]  # what it leaves out is said above
+    alone = {"required": needed} | ({"properties": inner} if inner else {})
     return {
         "$schema": GenerateJsonSchema.schema_dialect,
-        "title": "peftkit recipe",
+        "title": f"peftkit {kind.called}",
         **{key: value for key, value in schema.items() if key not in ("$defs", "title")},
         "properties": {"extends": _EXTENDS, **schema["properties"]},
         "if": {"anyOf": [{"required": ["extends"]}, {"required": ["stages"]}]},
@@ -40,13 +43,17 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def _required_inside(schema: dict[str, Any], needed: list[str]) -> Iterator[tuple[str, Any]]:
+    """Take what the needed sections need out of their definitions, by section."""
+    for key in needed:
+        if reference := schema["properties"][key].get("$ref"):
+            section = schema["$defs"][str(reference).rpartition("/")[2]]
+            yield key, {"required": section.pop("required")}
+
+
 class _WithoutFieldTitles(GenerateJsonSchema):
     """A key is its own title: `Learning Rate` beside `learning_rate` tells nobody anything."""
 
     @override
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
-
-
-def _definition(schema: dict[str, Any], key: str) -> str:
-    return str(schema["properties"][key]["$ref"]).rpartition("/")[2]

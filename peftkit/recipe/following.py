@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftkit.recipe.quantized import refused
 from peftkit.recipe.sections.adapter import IN_PLACE, NOTHING
+from peftkit.recipe.sections.section import refused
 from peftkit.recipe.sections.stages import BASE, PREVIOUS, TAKEN
 from peftkit.recipe.spelling import did_you_mean, flow
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from peftkit.recipe.strict_yaml import Document, Location
 
-_IMPLIED_METHOD = "lora"
+_CHOOSERS = {"adapter": ("method", "lora"), "method": ("name", "sum")}
+"""Sections of several kinds: the key that names the kind, and what it is where nothing does."""
 KEPT = ("under", "under_as")
 """Keys of `adapter` that mean the same to every method."""
 _SAME_METHOD = {"qlora": "lora"}
@@ -96,21 +97,22 @@ def stack(chain: tuple[RecipeFile, ...]) -> Layer:
     return reduce(lambda below, above: above.over(below), reversed(layers))
 
 
-def merge(below: Any, above: Any) -> Any:
+def merge(below: Any, above: Any, called: int | str = "") -> Any:
     """`above` laid over `below`: mappings key by key, anything else, lists too, replaced.
 
-    A section that names another `method` starts afresh: the old method's keys mean nothing to it,
-    but for what every method knows.
+    A section, by the key that it is called, that names another method starts afresh: the old
+    method's keys mean nothing to it, but for what every method knows.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
-    if "method" in above and _method(above) != _method(below):
+    chooser, implied = _CHOOSERS.get(str(called), ("", ""))
+    if chooser in above and _method(above, chooser, implied) != _method(below, chooser, implied):
         return {key: below[key] for key in KEPT if key in below} | above
-    return below | {key: merge(below.get(key), value) for key, value in above.items()}
+    return below | {key: merge(below.get(key), value, key) for key, value in above.items()}
 
 
-def _method(section: dict[str, Any]) -> Any:
-    named = section.get("method", _IMPLIED_METHOD)
+def _method(section: dict[str, Any], chooser: str, implied: str) -> Any:
+    named = section.get(chooser, implied)
     return _SAME_METHOD.get(named, named) if isinstance(named, str) else named
 
 

@@ -74,9 +74,39 @@ KEYS: dict[str, str] = {
 """Their key, and ours as a dotted path; each must exist in the schema."""
 
 ADVICE: dict[str, str] = {
+    "adapters": "merge recipes have it, and `peftkit merge` takes them",
+    "expression": "merge recipes have it, and `peftkit merge` takes them",
     "gradient_accumulation_steps": "`train.batch.rows` is the whole update; micro-batches are "
     "chosen to fit",
     "output_dir": "the run folder is `runs/<name>`, or give `--out DIR` on the command line",
     "hub_token": "no recipe holds a secret; log in with `hf auth login`",
 }
 """Their keys that have no single key of ours, and what to do instead."""
+
+MERGE_KEYS: dict[str, str] = {
+    "base_model": "base",
+    "combination_type": "method.name",
+    "combine_strategy": "method.name",
+    "density": "method.keep",
+    "expr": "expression",
+    "lambda": "method.scaling",
+    "layers": "scale",
+    "merge_method": "method.name",
+    "models": "adapters",
+    "out_dtype": "output.dtype",
+    "rank_threshold": "output.energy",
+    "scaling_coefficient": "method.scaling",
+    "scaling_factor": "method.scaling",
+    "svd_rank": "output.rank",
+}
+"""The same of merges."""
+
+MERGE_ADVICE: dict[str, str] = {
+    "adapter": "a merge trains nothing; `adapters` names what goes in",
+    "data": "a merge learns from nothing; `evaluate` names the rows that it is judged on",
+    "parameters": "the numbers are those of `expression`, and settings stand in `method`",
+    "tokenizer_source": "the tokenizer is that of the base",
+    "train": "a merge trains nothing; `peftkit finetune` takes recipes that do",
+    "weight": "the numbers are those of `expression`, such as `chat + 0.7*code`",
+}
+"""Keys that a merge has no single key for, and what to do instead."""

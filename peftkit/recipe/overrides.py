@@ -67,8 +67,9 @@ def _placed(
     inside: Any, parts: tuple[str, ...], value: Any, label: str, here: Location = ()
 ) -> tuple[Any, Location]:
     """`inside` with `value` at `parts`, and the location that turned out to be."""
+    called = here[-1] if here else ""
     if not parts:
-        return merge(inside, value), here
+        return merge(inside, value, called), here
     part, rest = parts[0], parts[1:]
     if isinstance(inside, tuple):
         index = _entry(part, inside, label, here)
@@ -78,7 +79,7 @@ def _placed(
         where = dotted(here)
         raise RecipeError(f"`{label}` leads nowhere: `{where}` is a single value, not a section")
     child, keys = _placed((inside or {}).get(part), rest, value, label, (*here, part))
-    return merge(inside or {}, {part: child}), keys
+    return merge(inside or {}, {part: child}, called), keys
 
 
 def _entry(part: str, entries: tuple[Any, ...], label: str, here: Location) -> int:

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 Names = tuple[str, ...]
 
-_MODEL: Names = ("base", "model")
+_MODELS: frozenset[Names] = frozenset({("base", "model"), ("base",)})
+"""In a recipe, and in a merge."""
+_ADAPTERS: Names = ("adapters",)
+"""Of a merge: whatever name is below it stands for a place."""
+_TASKS: Names = ("evaluate", "tasks")
+"""Of a merge: below it stand sources by name."""
 _UNDER: Names = ("adapter", "under")
 _STAGES: Names = ("stages",)
 """Keys of a stage mean what they mean at the top."""
@@ -25,6 +30,7 @@ _SOURCES: frozenset[Names] = frozenset(
         ("data", "replay"),
         ("evaluate", "remember"),
         ("evaluate", "ood"),
+        ("evaluate", "control"),
     }
 )
 """Keys that hold sources, each written as a path, as `{source: path}` or as a list of these."""
@@ -62,12 +68,14 @@ def _is_path(text: str, folder: Path, at: Names) -> bool:
     if not text or text.startswith(("hub:", "builtin:")) or "://" in text:
         return False
     at = at[1:] if at[:1] == _STAGES else at
-    if at == _MODEL:
-        return names_a_folder(text, folder)
+    if at in _MODELS:
+        return text != "auto" and names_a_folder(text, folder)
     if at == _UNDER:
         return text != "none"
     if at[:2] == _REGULARIZE:
         return at[3:] == ("source",)
+    if at[:-1] == _ADAPTERS or at[:2] == _TASKS:
+        return at[:-1] in (_ADAPTERS, _TASKS) or at[3:] == ("source",)
     return at[:2] in _SOURCES and set(at[2:]) <= {"source", "sources"}
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from peftkit.recipe.sections.base import FOUR_BITS
+from peftkit.recipe.sections.section import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from peftkit.recipe.schema import Recipe
     from peftkit.recipe.sections.stages import StageSection
@@ -85,19 +84,3 @@ def _problems(recipe: Recipe | StageSection) -> Iterator[tuple[Place, str]]:
 def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
     found = values.get(key)
     return found if isinstance(found, dict) else {}
-
-
-def refused(problems: Mapping[Place, str]) -> ValidationError:
-    """What pydantic raises for keys at these places, so that messages find their lines."""
-    return ValidationError.from_exception_data(
-        "Recipe",
-        [
-            {
-                "type": "value_error",
-                "loc": place,
-                "input": None,
-                "ctx": {"error": ValueError(sentence)},
-            }
-            for place, sentence in problems.items()
-        ],
-    )

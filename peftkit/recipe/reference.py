@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from pydantic import BaseModel
 
 from peftkit.errors import RecipeError
 from peftkit.recipe import shape
-from peftkit.recipe.schema import Recipe
+from peftkit.recipe.kinds import RECIPE
 from peftkit.recipe.sections.section import Expected
 from peftkit.recipe.spelling import did_you_mean, flow
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic.fields import FieldInfo
+
+    from peftkit.recipe.kinds import Kind
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,20 @@ class Key:
     meaning: str
 
 
-def keys(under: str = "") -> tuple[Key, ...]:
-    """Every key at or below `under`, in the order of a recipe.
+def keys(under: str = "", kind: Kind = RECIPE) -> tuple[Key, ...]:
+    """Every key at or below `under`, in the order of a recipe, or of another kind of document.
 
     Raises:
         RecipeError: there is no such key.
     """
-    known = tuple(_keys(Recipe, "", "", set()))
+    known = tuple(_keys(kind.schema, "", "", set()))
     start = f"{under}." if under else ""
     found = tuple(key for key in known if f"{key.name}.".startswith(start))
     if not found:
         names = [name for key in known for name in _with_sections(key.name)]
         raise RecipeError(
-            f"a recipe has no key `{under}`{did_you_mean(under, names)}",
-            hint="`peftkit schema --keys` lists them all",
+            f"a {kind.called} has no key `{under}`{did_you_mean(under, names)}",
+            hint=f"`{kind.explained} --keys` lists them all",
         )
     return found
 
@@ -56,7 +57,7 @@ def _keys(
     section: type[BaseModel], path: str, tag: str, seen: set[type[BaseModel]]
 ) -> Iterator[Key]:
     chosen_by = shape.selector(section, tag)
-    for name, info in section.model_fields.items():
+    for name, info in shape.keys_of(section).items():
         if name == chosen_by:
             continue
         annotation, dotted = shape.field_of(section, name), f"{path}.{name}".lstrip(".")
@@ -75,16 +76,15 @@ def _keys(
 
 
 def _once(found: list[Key], kinds: int) -> Iterator[Key]:
-    """Keys, those that each of several kinds of a section has in the same way only once."""
-    alike = Counter(replace(key, belongs="") for key in found)
-    told = set()
+    """Keys, one that several kinds of a section have in the same way only once."""
+    owners: dict[Key, list[str]] = {}
     for key in found:
-        plain = replace(key, belongs="")
-        if kinds == 1 or alike[plain] < kinds:
-            yield key
-        elif plain not in told:
-            told.add(plain)
-            yield plain
+        owners.setdefault(replace(key, belongs=""), []).append(key.belongs)
+    for key, belongs in owners.items():
+        every = [each.rpartition(": ")[2] for each in belongs]
+        chosen_by = belongs[0].rpartition(": ")[0]
+        only = f"{chosen_by}: {shape.either(every)}" if chosen_by and len(every) < kinds else ""
+        yield replace(key, belongs=belongs[0] if kinds == 1 else only)
 
 
 def _choice(annotation: Any, dotted: str, info: FieldInfo) -> Iterator[Key]:

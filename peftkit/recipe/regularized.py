@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peftkit.recipe.quantized import refused
 from peftkit.recipe.sections.adapter import IN_PLACE
 from peftkit.recipe.sections.regularize import acting
+from peftkit.recipe.sections.section import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from peftkit.recipe.sections.base import BaseSection
 from peftkit.recipe.sections.data import DataSection
 from peftkit.recipe.sections.evaluate import EvaluateSection
 from peftkit.recipe.sections.publish import PublishSection
-from peftkit.recipe.sections.section import Expected, Section
+from peftkit.recipe.sections.section import Expected, Name, Section
 from peftkit.recipe.sections.stages import SECTIONS, StageSection
 from peftkit.recipe.sections.train import TrainSection
 
@@ -24,11 +24,7 @@ LONGEST_NAME = 47
 class Recipe(Section):
     """One whole run, top to bottom in the order it happens."""
 
-    name: Annotated[
-        str,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"),
-        Expected("up to 96 letters, digits, `.`, `_` and `-`, a letter or digit first"),
-    ]
+    name: Name
     """Names the run folder, `runs/<name>`; the file's stem unless given."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds data order, dropout, initialization and intervals."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
-from peftkit.recipe.schema import Recipe
 from peftkit.recipe.sections.section import Expected
 
 if TYPE_CHECKING:
@@ -91,8 +90,8 @@ def example(annotation: Any) -> str | None:
         given = [x.examples[0] for x in extra if isinstance(x, FieldInfo) and x.examples]
         return str(given[0]) if given else example(inner)
     for _, section in sections(annotation):
-        fields = {key: field_of(section, key) for key in section.model_fields}
-        needed = [key for key in fields if section.model_fields[key].is_required()]
+        fields = {key: field_of(section, key) for key in keys_of(section)}
+        needed = [key for key, info in keys_of(section).items() if info.is_required()]
         pairs = [f"{key}: {example(fields[key]) or '...'}" for key in needed]
         return f"{{{', '.join(pairs)}}}" if pairs else None
     return None
@@ -112,24 +111,29 @@ def discriminator(annotation: Any) -> str | None:
 
 def selector(section: type[BaseModel], tag: str) -> str | None:
     """The key of a section that can hold its tag and nothing else, such as `method: lora`."""
-    for key, info in section.model_fields.items():
+    for key, info in keys_of(section).items():
         if tag and get_args(info.annotation) == (tag,):
             return key
     return None
 
 
+def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a section by the keys that people write."""
+    return {info.alias or name: info for name, info in section.model_fields.items()}
+
+
 def field_of(section: type[BaseModel], key: str) -> Any:
-    """The annotation of a field, its constraints included."""
-    info = section.model_fields[key]
+    """The annotation of a key, its constraints included."""
+    info = keys_of(section)[key]
     return Annotated[info.annotation, info]
 
 
 @cache
-def owners() -> dict[str, tuple[Owner, ...]]:
-    """For every key of the recipe, the sections that know it, each section once."""
+def owners(root: type[BaseModel]) -> dict[str, tuple[Owner, ...]]:
+    """For every key of a document, the sections that know it, each section once."""
     known: dict[str, tuple[Owner, ...]] = {}
-    for owner in _owners(Recipe, ()):
-        for key in owner.section.model_fields:
+    for owner in _owners(root, ()):
+        for key in keys_of(owner.section):
             earlier = known.get(key, ())
             if owner.section not in [other.section for other in earlier]:
                 known[key] = (*earlier, owner)
@@ -145,7 +149,7 @@ def either(choices: Sequence[str]) -> str:
 def _owners(annotation: Any, path: tuple[str, ...]) -> Iterator[Owner]:
     for tag, section in nested(annotation):
         yield Owner(".".join(path), tag, section)
-        for key in section.model_fields:
+        for key in keys_of(section):
             yield from _owners(field_of(section, key), (*path, key))
 
 
@@ -155,7 +159,7 @@ def _is_section(kind: Any) -> bool:
 
 def _child(kind: Any, part: int | str) -> Any | None:
     if _is_section(kind):
-        return field_of(kind, str(part)) if part in kind.model_fields else None
+        return field_of(kind, str(part)) if part in keys_of(kind) else None
     if get_origin(kind) is tuple and isinstance(part, int):
         return get_args(kind)[0]
     if get_origin(kind) is dict and isinstance(part, str):

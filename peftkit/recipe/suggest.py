@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from peftkit.recipe import other_tools, shape
-from peftkit.recipe.schema import Recipe
+from peftkit.recipe import shape
 from peftkit.recipe.spelling import dotted, nearest, shown
 from peftkit.recipe.stages import in_a_run
 from peftkit.recipe.strict_yaml import Location, scalar
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
+    from peftkit.recipe.kinds import Kind
     from peftkit.recipe.layers import Layer, Origin
 
 
@@ -50,18 +50,20 @@ class _Spot:
     """The annotation at the end of the location, narrowed to the member that was chosen."""
 
 
-def explain(error: ValidationError, layer: Layer) -> tuple[list[str], str]:
+def explain(error: ValidationError, layer: Layer, kind: Kind) -> tuple[list[str], str]:
     """Every problem once, in reading order, as `line 6: adapter.rnak: …`; and what to type next."""
-    problems = {_problem(detail, layer) for detail in error.errors(include_url=False)}
+    problems = {_problem(detail, layer, kind) for detail in error.errors(include_url=False)}
     told = sorted(_once(problems))
-    return [str(problem) for problem in told], _where_to_read([problem.path for problem in told])
+    paths = [problem.path for problem in told]
+    return [str(problem) for problem in told], _where_to_read(paths, kind)
 
 
-def _where_to_read(paths: Sequence[Location]) -> str:
-    sections = {path[0] for path in map(in_a_run, paths) if path and path[0] in Recipe.model_fields}
+def _where_to_read(paths: Sequence[Location], kind: Kind) -> str:
+    known = shape.keys_of(kind.schema)
+    sections = {path[0] for path in map(in_a_run, paths) if path and path[0] in known}
     if len(sections) == 1:
-        return f"`peftkit schema {sections.pop()}` explains what may stand there"
-    return "`peftkit schema --keys` explains every key"
+        return f"`{kind.explained} {sections.pop()}` explains what may stand there"
+    return f"`{kind.explained} --keys` explains every key"
 
 
 def _once(problems: Set[_Problem]) -> list[_Problem]:
@@ -87,28 +89,30 @@ def _key_at(path: Location) -> str:
     return ".".join(part for part in in_a_run(path) if isinstance(part, str))
 
 
-def _problem(detail: ErrorDetails, layer: Layer) -> _Problem:
+def _problem(detail: ErrorDetails, layer: Layer, kind: Kind) -> _Problem:
     location = detail["loc"]
+    within = location[:-1] if detail["type"] in ("extra_forbidden", "missing") else location
+    spot = _trace(within, layer.values, kind)
     match detail["type"]:
         case "extra_forbidden":
-            spot, key = _trace(location[:-1], layer.values), str(location[-1])
-            meant = _meant(key, spot)
-            return replace(_at(layer, spot, _unknown_key(key, meant, spot), key), meant=meant)
+            key = str(location[-1])
+            meant = _meant(key, spot, kind)
+            sentence = _unknown_key(key, meant, spot, kind)
+            return replace(_at(layer, spot, sentence, key), meant=meant)
         case "missing":
-            spot, key = _trace(location[:-1], layer.values), str(location[-1])
+            key = str(location[-1])
             return _at(layer, spot, _missing(key, spot), key)
         case "union_tag_invalid" | "union_tag_not_found":
-            return _unknown_member(detail["input"], _trace(location, layer.values), layer)
+            return _unknown_member(detail["input"], spot, layer)
         case "value_error":
-            return _at(layer, _trace(location, layer.values), str(detail["ctx"]["error"]))
+            return _at(layer, spot, str(detail["ctx"]["error"]))
         case _:
-            spot = _trace(location, layer.values)
             return _at(layer, spot, _unexpected(spot, layer))
 
 
-def _trace(location: Location, values: Any) -> _Spot:
-    annotation: Any = Recipe
-    expected: Any = Recipe
+def _trace(location: Location, values: Any, kind: Kind) -> _Spot:
+    annotation: Any = kind.schema
+    expected: Any = kind.schema
     written: Location = ()
     path: Location = ()
     for part in location:
@@ -135,12 +139,12 @@ def _at(layer: Layer, spot: _Spot, sentence: str, key: str | None = None) -> _Pr
     return _Problem(layer.origin(written), where, sentence, path)
 
 
-def _meant(key: str, spot: _Spot) -> str:
+def _meant(key: str, spot: _Spot, kind: Kind) -> str:
     """The dotted key that `key` was probably meant to be; empty when nothing is near."""
-    if key in other_tools.KEYS:
-        return other_tools.KEYS[key]
-    owners, here = shape.owners(), _key_at(spot.path)
-    if key in owners or key in other_tools.ADVICE:
+    if key in kind.habits:
+        return kind.habits[key]
+    owners, here = shape.owners(kind.schema), _key_at(spot.path)
+    if key in owners or key in kind.advice:
         return ""
     if close := nearest(key, _known(spot)):
         return f"{here}.{close}".lstrip(".")
@@ -149,19 +153,19 @@ def _meant(key: str, spot: _Spot) -> str:
     return ""
 
 
-def _unknown_key(key: str, meant: str, spot: _Spot) -> str:
+def _unknown_key(key: str, meant: str, spot: _Spot, kind: Kind) -> str:
     here, known = _key_at(spot.path), _known(spot)
     if meant:
         return f"unknown key; did you mean `{meant.removeprefix(f'{here}.')}`?"
-    if key in other_tools.ADVICE:
-        return f"unknown key; {other_tools.ADVICE[key]}"
-    if elsewhere := shape.owners().get(key):
+    if key in kind.advice:
+        return f"unknown key; {kind.advice[key]}"
+    if elsewhere := shape.owners(kind.schema).get(key):
         return f"unknown key; {_belongs(key, here, elsewhere)}"
     return f"unknown key; expected {shape.either([f'`{name}`' for name in known])}"
 
 
 def _known(spot: _Spot) -> list[str]:
-    return [name for _, section in shape.sections(spot.within) for name in section.model_fields]
+    return [key for _, section in shape.sections(spot.within) for key in shape.keys_of(section)]
 
 
 def _belongs(key: str, here: str, elsewhere: Sequence[shape.Owner]) -> str:

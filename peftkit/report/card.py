@@ -15,6 +15,7 @@ import yaml
 
 from peftkit.report import story, tables, tolerant, wording
 from peftkit.report.card_loading import CHANGED_ONLY, how_to_load
+from peftkit.report.card_merge import made_of, measured_merge, read_merge, verdict_of_merge
 from peftkit.report.origin import BaseName, base_name
 from peftkit.report.reading import read_run
 from peftkit.report.scrub import file_name, scrub, scrub_text
@@ -63,6 +64,8 @@ class Subject:
     """Whether the adapter brings a tokenizer of its own."""
     does: Loose
     """task.json, where the adapter does something else than write on."""
+    merge: Loose
+    """merge.json, where it was made of others."""
     below: tuple[tuple[str, str, str], ...] = ()
     """Name, kind and digest of each adapter that it was trained above, the lowest first."""
 
@@ -79,7 +82,8 @@ def build_card(run: Path, *, base: str | None = None, repo: str | None = None) -
     parts = [
         f"# {prose(subject.run.name)}",
         _summary(subject),
-        _verdict(subject.run),
+        verdict_of_merge(subject.merge) or _verdict(subject.run),
+        *made_of(subject.merge),
         "## How to load it",
         *_standing_on(subject),
         how_to_load(
@@ -90,7 +94,7 @@ def build_card(run: Path, *, base: str | None = None, repo: str | None = None) -
             does=subject.does,
             below=[(name, kind) for name, kind, _ in subject.below],
         ),
-        *_measured(subject.run, _task(subject)),
+        *(measured_merge(subject.merge) or _measured(subject.run, _task(subject))),
         *_findings(subject.run),
         *_data(subject.run),
         *_training(subject),
@@ -118,6 +122,7 @@ def _subject(run: Path, base: str | None, repo: str | None) -> Subject:
         tokenizer=(adapter / "tokenizer_config.json").exists(),
         below=tuple(_below(tolerant.read_json(adapter / "under.json").value)),
         does=table(tolerant.read_json(adapter / "task.json").value),
+        merge=read_merge(adapter),
     )
 
 

@@ -39,7 +39,7 @@ class Line:
     """One series: a thin or bold line, or marked points with their intervals."""
 
     name: str
-    steps: tuple[int, ...]
+    steps: tuple[float, ...]
     values: tuple[float | None, ...]
     look: Literal["thin", "bold", "points"] = "thin"
     mark: str = "disc"
@@ -49,7 +49,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A titled set of series over optimizer steps."""
+    """A titled set of series over optimizer steps, or over something else that is counted."""
 
     key: str
     title: str
@@ -57,6 +57,10 @@ class Chart:
     lines: tuple[Line, ...]
     show: Callable[[float | None], str] = wording.figure
     scales: tuple[Scale, ...] = ("linear", "log")
+    unit: str = "step"
+    """What the series go over."""
+    counted: bool = True
+    """Whether that is counted from 0, and no number between any two."""
     named: tuple[str, ...] = ()
     """What stands at each place across, from 1 on, where it is no optimizer step."""
     ticks: tuple[int, ...] = ()
@@ -91,7 +95,7 @@ def draw(chart: Chart) -> Drawing | None:
     values = [value for line in chart.lines for value in line.values if value is not None]
     if not values:
         return None
-    across = _Axis(0, max(1, *(step for line in chart.lines for step in line.steps)))
+    across = _axis_across(chart)
     scales: list[Scale] = [scale for scale in chart.scales if scale == "linear" or min(values) > 0]
     axes = {scale: _value_axis(chart, scale) for scale in scales}
     return Drawing(
@@ -99,6 +103,14 @@ def draw(chart: Chart) -> Drawing | None:
         scales=tuple((scale, _svg(chart, across, axes[scale])) for scale in scales),
         cursor=_cursor(chart, across, axes),
     )
+
+
+def _axis_across(chart: Chart) -> _Axis:
+    steps = [step for line in chart.lines for step in line.steps]
+    if chart.counted:
+        return _Axis(0, max(1, *steps))
+    low, high = min(steps), max(steps)
+    return _Axis(low, high if high > low else low + 1)
 
 
 def _value_axis(chart: Chart, scale: Scale) -> _Axis:
@@ -180,8 +192,10 @@ def _places(across: _Axis, chart: Chart) -> list[tuple[float, str]]:
     """Where the axis across says something, and what."""
     if chart.named:
         return [(place, chart.named[place - 1]) for place in chart.ticks]
-    steps = ticks(across.low, across.high, 5)
-    return [(step, wording.count(step)) for step in steps if step == int(step)]
+    places = ticks(across.low, across.high, 5)
+    if not chart.counted:
+        return [(place, wording.figure(place, 3)) for place in places]
+    return [(step, wording.count(step)) for step in places if step == int(step)]
 
 
 def _path(line: Line, across: _Axis, up: _Axis) -> str:
@@ -254,16 +268,17 @@ def _cursor(chart: Chart, across: _Axis, axes: dict[Scale, _Axis]) -> dict[str, 
         }
         words = [None if value is None else chart.show(value) for value in values]
         rows.append({"name": line.name, "tone": line.tone, "words": words, "heights": heights})
-    named = {"named": [chart.named[stop - 1] for stop in stops]} if chart.named else {}
+    named = {"named": [chart.named[int(stop) - 1] for stop in stops]} if chart.named else {}
     return named | {
         "title": chart.title,
+        "unit": chart.unit,
         "steps": stops,
         "places": [round(across.place(step), 4) for step in stops],
         "series": rows,
     }
 
 
-def _value_at(line: Line, step: int) -> float | None:
+def _value_at(line: Line, step: float) -> float | None:
     """The value at a step; a smoothed line, which is drawn through, has one between its points."""
     at = bisect_right(line.steps, step) - 1
     if at < 0 or (line.steps[at] != step and (line.look != "bold" or at + 1 == len(line.steps))):

@@ -52,10 +52,19 @@ _MARKUP_BYTES = 900
 
 def write_report(run: Path) -> Path:
     """The path of `report.html`, written into the run folder after `report.md`."""
+    return write_pages(run, build_text(run), build_page(run))
+
+
+def write_pages(run: Path, text: str, page: str) -> Path:
+    """The path of the page, written into a folder after the same in text.
+
+    Raises:
+        WriteError: there is no room, or no permission.
+    """
     folder = RunFolder(run)
     try:
-        folder.write("report.md", build_text(run))
-        return folder.write("report.html", build_page(run))
+        folder.write("report.md", text)
+        return folder.write("report.html", page)
     except OSError as problem:
         raise WriteError(
             f"cannot write the report: {(problem.strerror or str(problem)).lower()}",
@@ -68,12 +77,12 @@ def build_page(run: Path) -> str:
     facts = read_run(run)
     samples = within(SAMPLES_BYTES, facts.samples, _words_of_sample)
     findings = within(FINDINGS_BYTES, facts.findings, _words_of_finding)
-    return _render(
+    return render(
         "report.html.j2",
         run=facts,
         title=f"{facts.name}: peftkit report",
         headline=story.headline(facts),
-        drawings=_drawn(story.curves(facts)),
+        drawings=draw_all(story.curves(facts)),
         samples=samples,
         samples_left=len(facts.samples) - len(samples),
         findings=findings,
@@ -85,11 +94,11 @@ def build_page(run: Path) -> str:
 def build_comparison(runs: Sequence[Path]) -> str:
     """Several runs on one page as HTML."""
     named = comparison.named([read_run(run) for run in runs])
-    return _render(
+    return render(
         "comparison.html.j2",
         title=f"{wording.plural(len(named), 'run')} compared: peftkit report",
         runs=named,
-        drawings=_drawn(comparison.curves(named)),
+        drawings=draw_all(comparison.curves(named)),
         comparison=comparison,
         points=frontier.points(named),
         frontier=frontier,
@@ -118,7 +127,8 @@ def _words_of_finding(finding: Finding) -> tuple[str, ...]:
     return finding.id, finding.sentence, finding.advice
 
 
-def _drawn(made: Sequence[charts.Chart]) -> list[charts.Drawing]:
+def draw_all(made: Sequence[charts.Chart]) -> list[charts.Drawing]:
+    """The charts that have something to draw."""
     return [drawing for chart in made if (drawing := charts.draw(chart)) is not None]
 
 
@@ -150,7 +160,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _render(template: str, **context: Any) -> str:
+def render(template: str, **context: Any) -> str:
+    """A page from its template, with style, script and the policy that lets only these in."""
     style = (PARTS / "page.css").read_text(encoding="utf-8")
     script = (PARTS / "page.js").read_text(encoding="utf-8")
     policy = (

@@ -27,4 +27,14 @@ def draw_range_test(test: RangeTest) -> Chart:
     summary = f"The suggestion is {wording.figure(test.suggestion, 2)}."
     title = f"Range test: loss by learning rate, {wording.figure(test.suggestion, 2)} suggested"
     places = tuple(sorted([*ticks, chosen]))
-    return Chart("range-test", title, summary, lines, wording.loss, ("linear",), named, places)
+    return Chart(
+        "range-test",
+        title,
+        summary,
+        lines,
+        wording.loss,
+        ("linear",),
+        unit="learning rate",
+        named=named,
+        ticks=places,
+    )

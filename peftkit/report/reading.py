@@ -94,7 +94,7 @@ def read_run(run: Path) -> Run:
         ),
         remembered=tuple(map(_remembered, rows(metrics.get("remember")))),
         speed=Speed(**_numbers(Speed, table(metrics.get("speed")))),
-        findings=_findings(rows(value["findings.json"])),
+        findings=findings_of(rows(value["findings.json"])),
         samples=tuple(map(_sample, rows(value["samples.json"]))),
         adapter_bytes=_weights(run / "adapter"),
         missing=tuple(
@@ -301,7 +301,8 @@ def _evaluations(lines: tuple[Loose, ...]) -> tuple[Evaluation, ...]:
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def _scores(raw: Loose) -> Scores:
+def scores_of(raw: Loose) -> Scores:
+    """The figures of one model on one set."""
     values = {key: number(item) for key, item in raw.items()}
     intervals = {key: interval(item) for key, item in table(raw.get("intervals")).items()}
     return Scores(
@@ -311,23 +312,24 @@ def _scores(raw: Loose) -> Scores:
 
 
 def _by_split(raw: Loose) -> dict[str, Scores]:
-    return {name: _scores(table(raw[name])) for name in ("validation", "test") if raw.get(name)}
+    return {name: scores_of(table(raw[name])) for name in ("validation", "test") if raw.get(name)}
 
 
 def _baseline(raw: Loose) -> dict[str, Scores]:
     """A baseline's figures: those on validation lie flat, those on test under `test`."""
-    scores = {"validation": _scores(raw), "test": _scores(table(raw.get("test")))}
+    scores = {"validation": scores_of(raw), "test": scores_of(table(raw.get("test")))}
     return {name: item for name, item in scores.items() if item.values}
 
 
 def _changes(raw: Loose) -> dict[str, tuple[Change, ...]]:
     return {
-        split: tuple(_change(key, table(item)) for key, item in table(metrics).items())
+        split: tuple(change_of(key, table(item)) for key, item in table(metrics).items())
         for split, metrics in raw.items()
     }
 
 
-def _change(key: str, raw: Loose) -> Change:
+def change_of(key: str, raw: Loose) -> Change:
+    """What happened to one metric, as `compare` wrote it."""
     return Change(
         metric=key,
         base=number(raw.get("base")),
@@ -345,7 +347,7 @@ def _remembered(raw: Loose) -> Remembered:
     )
 
 
-def _findings(lines: tuple[Loose, ...]) -> tuple[Finding, ...]:
+def findings_of(lines: tuple[Loose, ...]) -> tuple[Finding, ...]:
     """Findings, worst first; a severity nobody has heard of is a note."""
     found = []
     for raw in lines:

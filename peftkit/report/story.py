@@ -12,7 +12,12 @@ from peftkit.report.range_test import draw_range_test
 from peftkit.report.tolerant import table
 
 if TYPE_CHECKING:
-    from peftkit.report.facts import Run, Step
+    from collections.abc import Callable, Sequence
+
+    from peftkit.report.facts import Finding, Run, Step
+
+    Show = Callable[[float | None], str]
+    """How a figure is written."""
 
 CONFIDENCE = "95 %"
 
@@ -145,14 +150,19 @@ def byline(run: Run) -> str:
 
 def findings_line(run: Run) -> str:
     """How many findings ask for attention: `1 warning, 2 notes`."""
-    if not run.findings:
+    return count_findings(run.findings)
+
+
+def count_findings(findings: Sequence[Finding]) -> str:
+    """How many of them ask for attention."""
+    if not findings:
         return "Nothing was diagnosed"
     counts = [
-        (sum(finding.severity == severity for finding in run.findings), severity)
+        (sum(finding.severity == severity for finding in findings), severity)
         for severity in ("problem", "warning", "note")
     ]
     said = [wording.plural(found, severity) for found, severity in counts if found]
-    return ", ".join(said) or f"All {wording.plural(len(run.findings), 'check')} passed"
+    return ", ".join(said) or f"All {wording.plural(len(findings), 'check')} passed"
 
 
 def changes(run: Run, split: str) -> list[Change]:
@@ -259,7 +269,7 @@ def comparisons(run: Run) -> list[Comparison]:
         models = [(OURS, adapted), *((labels.get(name, name), other) for name, other in others)]
         having = [(name, scores) for name, scores in models if key in scores.values]
         if len(having) > 1 and adapted.values.get(key) is not None:
-            made.append(_comparison(key, having))
+            made.append(side_by_side(key, having))
     return made
 
 
@@ -272,16 +282,17 @@ def known(run: Run) -> list[str]:
     )
 
 
-def _comparison(key: str, models: list[tuple[str, Scores]]) -> Comparison:
+def side_by_side(key: str, models: list[tuple[str, Scores]], ours: str = OURS) -> Comparison:
+    """One metric of several models, each with its bar; `ours` stands out."""
     metric = wording.metric(key)
     pairs = [scores.intervals.get(key) for _, scores in models]
     values = [scores.values[key] for _, scores in models]
     ends = charts.bar_ends([*values, *(end for pair in pairs if pair for end in pair)])
     bars = []
     for (name, _), value, pair in zip(models, values, pairs, strict=True):
-        drawing = charts.bar(value, pair, ends, ours=name == OURS)
+        drawing = charts.bar(value, pair, ends, ours=name == ours)
         said = f"{metric.show(pair[0])} to {metric.show(pair[1])}" if pair else ""
-        bars.append(Bar(name, metric.show(value), said, drawing, ours=name == OURS))
+        bars.append(Bar(name, metric.show(value), said, drawing, ours=name == ours))
     better = {"higher": "Higher is better.", "lower": "Lower is better.", "unknown": ""}
     note = f"Whiskers: {CONFIDENCE} intervals." if any(pairs) else ""
     return Comparison(metric.label, f"{better[metric.better]} {note}".strip(), tuple(bars))

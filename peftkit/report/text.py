@@ -26,22 +26,23 @@ def build_text(run: Path) -> str:
     facts = read_run(run)
     sections = [
         _opening(facts),
-        _section("Stages", _stages(facts)),
-        _section("Figures", _figures(facts)),
-        _section("How training went", _training(facts)),
-        _section("Compared with", _comparisons(facts)),
-        _section("What it remembers", map(_table, tables.remembered(facts))),
-        _section("Samples", _samples(facts)),
-        _section("Findings", _findings(facts)),
-        _section("Data", _data(facts)),
-        _section("Plan", map(_table, tables.plan(facts))),
-        _section("Recipe", _recipe(facts)),
-        _section("Environment", map(_table, tables.environment(facts))),
+        section("Stages", _stages(facts)),
+        section("Figures", _figures(facts)),
+        section("How training went", _training(facts)),
+        section("Compared with", _comparisons(facts)),
+        section("What it remembers", map(table_in_text, tables.remembered(facts))),
+        section("Samples", _samples(facts)),
+        section("Findings", _findings(facts)),
+        section("Data", _data(facts)),
+        section("Plan", map(table_in_text, tables.plan(facts))),
+        section("Recipe", _recipe(facts)),
+        section("Environment", map(table_in_text, tables.environment(facts))),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _section(title: str, blocks: Iterator[str]) -> str:
+def section(title: str, blocks: Iterator[str]) -> str:
+    """Some blocks under a heading; nothing at all without any."""
     body = list(blocks)
     return "\n\n".join([f"## {title}", *body]) if body else ""
 
@@ -63,7 +64,7 @@ def _opening(run: Run) -> str:
 
 
 def _stages(run: Run) -> Iterator[str]:
-    yield from map(_table, stage_tables.stages(run))
+    yield from map(table_in_text, stage_tables.stages(run))
     if needed := stage_tables.stands_on(run):
         yield prose(needed)
 
@@ -82,7 +83,7 @@ def _figures(run: Run) -> Iterator[str]:
     if rows:
         columns = ("Metric", "Before", "After", f"Change ({story.CONFIDENCE} interval)", "")
         yield f"On {story.judged_on(run)}:"
-        yield _grid(columns, rows)
+        yield grid(columns, rows)
     facts = [
         f"- {fact.label}: {fact.value}{f' ({fact.note})' if fact.note else ''}"
         for fact in story.glance(run)
@@ -90,7 +91,7 @@ def _figures(run: Run) -> Iterator[str]:
     if facts:
         yield "\n".join(facts)
     for table in tables.figures(run):
-        yield _table(table, under=f"Every figure: {table.title.lower()}")
+        yield table_in_text(table, under=f"Every figure: {table.title.lower()}")
 
 
 def _training(run: Run) -> Iterator[str]:
@@ -98,18 +99,18 @@ def _training(run: Run) -> Iterator[str]:
         yield prose(summary)
     curve = tables.curve(run)
     if curve.rows:
-        yield _grid(curve.columns, curve.rows)
+        yield grid(curve.columns, curve.rows)
     if curve.note:
         yield prose(curve.note)
     if item := drift_bars(run):
-        yield _grid((item.label, "Change"), [(bar.name, bar.value) for bar in item.bars])
+        yield grid((item.label, "Change"), [(bar.name, bar.value) for bar in item.bars])
         yield item.note
 
 
 def _comparisons(run: Run) -> Iterator[str]:
     for item in story.comparisons(run):
         rows = [(bar.name, bar.value, bar.reach) for bar in item.bars]
-        yield _grid((item.label, "Value", f"{story.CONFIDENCE} interval"), rows)
+        yield grid((item.label, "Value", f"{story.CONFIDENCE} interval"), rows)
         if item.note:
             yield item.note
 
@@ -136,10 +137,11 @@ def _sample(sample: Sample) -> str:
 
 def _findings(run: Run) -> Iterator[str]:
     if run.findings:
-        yield "\n".join(_finding(finding) for finding in run.findings)
+        yield "\n".join(finding_in_text(finding) for finding in run.findings)
 
 
-def _finding(finding: Finding) -> str:
+def finding_in_text(finding: Finding) -> str:
+    """A finding as an entry of a list."""
     sentence = prose(wording.stopped(finding.sentence))
     advice = f"\n  Advice: {prose(wording.stopped(finding.advice))}" if finding.advice else ""
     return f"- **{finding.severity}** `{finding.id}`: {sentence}{advice}"
@@ -148,23 +150,24 @@ def _finding(finding: Finding) -> str:
 def _data(run: Run) -> Iterator[str]:
     if run.splits:
         yield tables.leakage_sentence(run)
-        yield from map(_table, data_section.summary(run))
-        yield from map(_table, data_section.row_by_row(run))
+        yield from map(table_in_text, data_section.summary(run))
+        yield from map(table_in_text, data_section.row_by_row(run))
 
 
 def _recipe(run: Run) -> Iterator[str]:
     if run.recipe is not None:
         yield fenced(run.recipe, "yaml", limit=_LONGEST_RECIPE)
-    yield from (_table(table) for table in tables.resolved(run))
+    yield from (table_in_text(table) for table in tables.resolved(run))
 
 
-def _table(table: Table, under: str = "") -> str:
+def table_in_text(table: Table, under: str = "") -> str:
+    """A table under its title, or `under` another one."""
     title = under or table.title
-    parts = [f"### {title}" if title else "", _grid(table.columns, table.rows), prose(table.note)]
+    parts = [f"### {title}" if title else "", grid(table.columns, table.rows), prose(table.note)]
     return "\n\n".join(filter(None, parts))
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; without columns the first row's cells have no header."""
     width = len(columns) or max(len(row) for row in rows)
     head = columns or ("",) * width

@@ -13,7 +13,8 @@ from doc_pages import REPOSITORY, options, pages, resolve
 from peftkit.cli.main import COMMANDS, main
 from peftkit.pipeline.api import finetune
 from peftkit.publish.publish import publish
-from peftkit.recipe.load import load_recipe
+from peftkit.recipe.kinds import MERGE
+from peftkit.recipe.load import load_any, load_recipe
 from peftkit.recipe.reference import keys as every_key
 from peftkit.recipe.schema import Recipe
 
@@ -105,7 +106,7 @@ def test_commands_and_options_in_the_text_exist() -> None:
 def test_a_whole_recipe_is_valid(text: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    load_recipe(path)
+    load_any(path)
 
 
 def test_recipe_keys_and_values_in_the_text_are_valid(tmp_path: Path) -> None:
@@ -116,6 +117,7 @@ def test_recipe_keys_and_values_in_the_text_are_valid(tmp_path: Path) -> None:
     known |= {key.name for key in every_key("adapter")}  # each method has its own
     for section in ("data", "train", "stages"):  # and so have the entries of lists
         known |= {key.name for key in every_key(section)}
+    known |= {key.name for key in every_key("", MERGE)}
     staged = tmp_path / "staged.yaml"
     staged.write_text(SMALLEST + "stages: [{name: domain}, {name: task, as: auto}]\n")
     wrong, keys, values = [], 0, 0

@@ -29,11 +29,11 @@ NOT_WRITTEN = {"stages"}
 """Cleared by `--fresh`, and made by nothing."""
 
 
-@pytest.mark.parametrize("name", ["cli.md", "recipe.md"])
+@pytest.mark.parametrize("name", ["cli.md", "recipe.md", "merge.md"])
 def test_a_generated_page_is_current(name: str) -> None:
     """If this fails: `python docs/reference/generate.py`."""
     made = runpy.run_path(str(REFERENCE / "generate.py"))["pages"]()
-    assert set(made) == {"cli.md", "recipe.md"}
+    assert set(made) == {"cli.md", "recipe.md", "merge.md"}
     assert (REFERENCE / name).read_text() == made[name]
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from peftkit.recipe.load import load_recipe
+from peftkit.recipe import catalog
+from peftkit.recipe.load import load_any
+from peftkit.recipe.merge_schema import MergeRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+RECIPES = [one.path for one in catalog.shipped()]
+MERGES = sorted((REPOSITORY / "recipes" / "merging").glob("*.yaml"))
 HEADER = ("Run", "Needs", "Expect")
 
 
@@ -32,11 +35,23 @@ def test_the_recipes_are_where_they_should_be() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_is_valid_and_says_how_to_run_it(path: Path) -> None:
-    load_recipe(path)
-    found = header(path)
-    assert sorted(found) == sorted(HEADER)
-    assert found["Run"] == f"peftkit finetune {path.relative_to(REPOSITORY)}"
-    assert found["Expect"] == "not measured" or "benchmarks/" in found["Expect"]
+    merges = isinstance(load_any(path).recipe, MergeRecipe)
+    one = catalog.find(path.relative_to(REPOSITORY / "recipes").with_suffix("").as_posix())
+    assert sorted(header(path)) == sorted(HEADER)
+    command = "merge" if merges else "finetune"
+    assert one.commands[-1] == f"peftkit {command} {path.relative_to(REPOSITORY)}"
+    assert one.expect == "not measured" or "benchmarks/" in one.expect
+
+
+@pytest.mark.parametrize("path", MERGES, ids=lambda path: path.stem)
+def test_a_merge_says_where_its_adapters_come_from(path: Path) -> None:
+    loaded = load_any(path).recipe
+    assert isinstance(loaded, MergeRecipe)
+    one = catalog.find(f"merging/{path.stem}")
+    names = [load_any(catalog.find(name).path).recipe.name for name in one.needed]
+    outs = [c.partition(" --out ")[2] for c in one.commands[:-1]]
+    made = [out or f"runs/{name}" for out, name in zip(outs, names * len(outs), strict=False)]
+    assert sorted(loaded.adapters.values()) == sorted(str(REPOSITORY / out) for out in made)
 
 
 def test_the_quickstart_promises_what_was_measured() -> None:

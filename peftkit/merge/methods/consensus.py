@@ -69,22 +69,27 @@ class Consensus:
             )
         weighed = weigh(blocks, weights)
         voting = self._voting(blocks, weighed)
-        signs = self._votes(voting).sign_()
-        signs[signs == 0] = self.even
-        agreeing = [block.sign() == signs for block in voting]
-        total = add([block * agrees for block, agrees in zip(weighed, agreeing, strict=True)])
+        signs = self._signs(self._votes(voting))
+        weighted = self.combine == "weighted_mean"
+        total, divisor = torch.zeros_like(signs), torch.zeros_like(signs)
+        for block, vote, weight in zip(weighed, voting, weights, strict=True):
+            agrees = (vote * signs).clamp_(min=0).sign_()  # 1 or 0: masks of bits are slower
+            total += block * agrees
+            divisor += agrees.mul_(weight) if weighted else agrees
         if self.combine == "sum":
             return total
-        weighted = self.combine == "weighted_mean"
-        shares = weights if weighted else [1.0] * len(blocks)
-        kept = [agrees.to(total.dtype) for agrees in agreeing]
-        divisor = add(weigh(kept, shares))
-        divisor[divisor == 0] = 1
-        return total / divisor
+        return total.div_(divisor.clamp_(min=torch.finfo(divisor.dtype).tiny))  # 0 by 0 is 0
 
     def votes(self, blocks: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """What decides the sign of each entry; 0 where both sides are even."""
         return self._votes(self._voting(blocks, weigh(blocks, weights)))
+
+    def _signs(self, votes: Tensor) -> Tensor:
+        """1 or -1 for every entry, and where both sides are even what is agreed on for it."""
+        if not self.even:
+            return votes.sign_()
+        above = torch.ge if self.even > 0 else torch.gt
+        return above(votes, 0, out=torch.empty_like(votes)).mul_(2).sub_(1)
 
     def _voting(self, blocks: Sequence[Tensor], weighed: Sequence[Tensor]) -> Sequence[Tensor]:
         return weighed if self.elect.weights == "before" else blocks
@@ -95,7 +100,10 @@ class Consensus:
 
 def weigh(blocks: Sequence[Tensor], weights: Sequence[float]) -> list[Tensor]:
     """Every block times its weight."""
-    return [block * weight for block, weight in zip(blocks, weights, strict=True)]
+    return [
+        block if weight == 1 else block * weight
+        for block, weight in zip(blocks, weights, strict=True)
+    ]
 
 
 def add(blocks: Sequence[Tensor]) -> Tensor:

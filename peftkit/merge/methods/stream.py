@@ -140,12 +140,13 @@ class Stream:
                 f"{(stop - start, layer.columns)}"
             )
         values = values.to(self.dtype).contiguous()
-        if not bool(torch.isfinite(torch.stack(values.aminmax())).all()):
+        if not math.isfinite(float(values.sum())) and not bool(values.isfinite().all()):
             raise InputError(f"{where} holds NaN or infinity: it cannot be merged")
         return values
 
     def blocks(self, layers: Sequence[Layer], number: int) -> Iterator[Tensor]:
-        """All that one input changes of some layers, block by block."""
+        """All that one input changes of some layers, in large blocks: they are only counted."""
+        counted = replace(self, entries=max(self.entries, BLOCK_ENTRIES))
         for layer in layers:
-            for start, stop in self.spans(layer):
+            for start, stop in counted.spans(layer):
                 yield self.block(layer, number, start, stop)

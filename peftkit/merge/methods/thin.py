@@ -182,10 +182,8 @@ def counts(keep: float, top: float, size: int) -> tuple[int, int]:
 def _between(enough: Threshold, too_large: Threshold, columns: int, place: int) -> Thin:
     def thin(block: Tensor, row: int) -> Tensor:
         first = place + row * columns
-        kept = enough.keeps(block, first)
-        if too_large is not NONE:
-            kept &= ~too_large.keeps(block, first)
-        return block * kept
+        kept = enough.shrink(block, first)
+        return kept if too_large is NONE else kept - too_large.shrink(block, first)
 
     return thin
 

@@ -19,7 +19,7 @@
   });
 
   onSwitch("view", (value) => {
-    document.getElementById("curves").dataset.view = value;
+    document.querySelector("[data-view]").dataset.view = value;
     for (const input of all('[data-switch="scale"]')) input.hidden = value === "table";
   });
 
@@ -50,6 +50,7 @@
     return place - places[low] < places[high] - place ? low : high;
   };
 
+  const capital = (words) => words[0].toUpperCase() + words.slice(1);
   const percent = (share) => `${100 * share}%`;
 
   const equip = (plot, data) => {
@@ -71,7 +72,7 @@
         dot.style.top = percent(1 - line.heights[plot.dataset.scale][at]);
       }
       const tip = make("div", reading, "tip");
-      make("b", tip).textContent = named("Step");
+      make("b", tip).textContent = named(capital(data.unit));
       for (const line of said()) {
         const row = make("span", tip);
         make("i", row).textContent = line.name;
@@ -83,7 +84,7 @@
       plot.setAttribute("aria-valuenow", data.steps[at]);
       plot.setAttribute(
         "aria-valuetext",
-        [named("step"), ...said().map((line) => `${line.name} ${line.words[at]}`)].join(", "),
+        [named(data.unit), ...said().map((line) => `${line.name} ${line.words[at]}`)].join(", "),
       );
     };
     const hide = () => { reading.hidden = true; };
@@ -94,7 +95,7 @@
     plot.setAttribute("aria-valuemin", data.steps[0]);
     plot.setAttribute("aria-valuemax", data.steps.at(-1));
     plot.setAttribute("aria-valuenow", data.steps[0]);
-    plot.setAttribute("aria-valuetext", "no step chosen");
+    plot.setAttribute("aria-valuetext", `no ${data.unit} chosen`);
 
     const follow = (event) => {
       const box = plot.getBoundingClientRect();

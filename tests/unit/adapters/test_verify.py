@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from peftkit.adapters.config_fields import COMMON, FIELDS
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.verify import check_adapter_name, module_shapes, verify_adapter
-from peftkit.adapters.weights_header import DamagedFileError, parse_json, read_header
+from peftkit.disk.weights_header import DamagedFileError, parse_json, read_header
 from peftkit.errors import InputError, RecipeError
 
 CAUSAL = "CAUSAL_LM"

@@ -117,12 +117,20 @@ def family(kind: str) -> str:
     return KINDS[kind][0]
 
 
-@pytest.mark.parametrize("kind", AS_IT_IS)
+@pytest.mark.parametrize("kind", [*AS_IT_IS, "vera"])
 def test_an_adapter_alone_is_itself(
     kind: str, bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     base = bases[family(kind)]
-    Delta.load(adapters[kind]).save(tmp_path / "same")
+    delta = Delta.load(adapters[kind], str(base))
+    delta.save(tmp_path / "same")
+    negated = -delta
+    (-negated).save(tmp_path / "twice negated")
+    one, other = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes()
+        for name in ("same", "twice negated")
+    )
+    assert one == other
     wanted = logits(base, adapters[kind])
     assert not torch.allclose(wanted, logits(base), atol=1e-3)
     torch.testing.assert_close(logits(base, tmp_path / "same"), wanted, atol=2e-5, rtol=1e-4)

@@ -6,7 +6,8 @@ import pytest
 
 from peftkit.errors import RecipeError, WriteError
 from peftkit.recipe import catalog
-from peftkit.recipe.load import load_recipe
+from peftkit.recipe.load import load_any, load_recipe
+from peftkit.recipe.merge_schema import MergeRecipe
 
 QUICK = """\
 # yaml-language-server: $schema=recipe.schema.json
@@ -139,9 +140,31 @@ def test_a_destination_that_cannot_be_written_is_told(root: Path, tmp_path: Path
         catalog.copy("quick", tmp_path / "file", root)
 
 
-def test_every_shipped_recipe_survives_copying(tmp_path: Path) -> None:
-    recipes = [one for one in catalog.shipped() if "peftkit finetune" in one.run]
-    assert recipes
-    for one in recipes:
-        copied = catalog.copy(one.name, tmp_path / one.name.replace("/", "-"))
-        assert load_recipe(copied).recipe.name == load_recipe(one.path).recipe.name
+@pytest.mark.parametrize("name", [one.name for one in catalog.shipped()])
+def test_every_shipped_recipe_survives_copying(name: str, tmp_path: Path) -> None:
+    one = catalog.find(name)
+    copied = catalog.copy(name, tmp_path)
+    assert load_any(copied).recipe.name == load_any(one.path).recipe.name
+    for command in one.commands_for(copied):
+        file = next(word for word in command.split() if word.endswith(".yaml"))
+        assert Path(file).is_file()
+
+
+def test_what_is_run_before_a_merge_comes_along(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    copied = catalog.copy("merging/negate-a-habit", mine)
+    assert copied == mine / "recipes" / "merging" / "negate-a-habit.yaml"
+    train, merge = catalog.find("merging/negate-a-habit").commands_for(copied)
+    assert train == f"peftkit finetune {mine / 'recipes/merging/parts/shouts.yaml'}"
+    assert merge == f"peftkit merge {copied}"
+    loaded = load_any(copied).recipe
+    assert isinstance(loaded, MergeRecipe)
+    assert loaded.adapters == {"shouts": str(mine / "runs" / "shouts")}
+    soup = catalog.copy("merging/soup", mine)
+    assert (
+        f"--out {mine / 'runs/shouts-fast'}" in catalog.find("merging/soup").commands_for(soup)[2]
+    )
+    with pytest.raises(RecipeError, match="needs a folder"):
+        catalog.copy("merging/soup", tmp_path / "soup.yaml")
+    first = tmp_path / "first.yaml"
+    assert catalog.find("quickstart").commands_for(first) == (f"peftkit finetune {first}",)

@@ -10,11 +10,12 @@ import pytest
 from peftkit.errors import RecipeError
 from peftkit.recipe import catalog
 from peftkit.recipe.export import json_schema
-from peftkit.recipe.load import load_recipe
+from peftkit.recipe.kinds import MERGE, RECIPE
+from peftkit.recipe.load import load_merge, load_recipe
 from peftkit.recipe.reference import keys
 from peftkit.recipe.strict_yaml import parse
 
-COMMITTED = Path(__file__).parents[3] / "recipes" / "recipe.schema.json"
+RECIPES = Path(__file__).parents[3] / "recipes"
 KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": tuple}
 KINDS |= {"object": dict, "null": type(None)}
 
@@ -56,6 +57,32 @@ BAD = [
     "name: a/b\nbase: {model: m}\ndata: {train: a.txt}",
     "extends: 3",
 ]
+GOOD_MERGES = [
+    "adapters: {a: a}\nexpression: a",
+    "adapters: {a: a}\nexpression: a\nmethod: ties@paper",
+    "adapters: {a: a}\nexpression: a\nmethod: {name: ties, keep: 0.3, elect: {by: count}}",
+    "adapters: {a: a}\nexpression: a\nmethod: {normalize: true}",
+    "adapters: {a: a}\nexpression: a\nscale: [{match: '*.mlp.*', times: {a: -1}}]",
+    "adapters: {a: a}\nexpression: a\nheads: {keep: a}\nwithout: ['*norm*']",
+    "adapters: {a: a}\nexpression: a\nheads: average\noutput: {as: weights, rank: all}",
+    "adapters: {a: a}\nexpression: a\noutput: {energy: 0.9, dtype: bfloat16}",
+    "adapters: {a: a}\nexpression: a\nevaluate: {tasks: {a: a.txt}}\n\
+search: {over: {a: [0, 1.5]}, objective: a, subject_to: {a: 0.95}}",
+    "extends: parent.yaml\nbase: m",
+]
+BAD_MERGES = [
+    "adapters: {a: a}",
+    "adapters: {}\nexpression: a",
+    "adapters: {a: 3}\nexpression: a",
+    "adapters: {a: a}\nexpression: a\nmethod: tise",
+    "adapters: {a: a}\nexpression: a\nmethod: {name: slerp, keep: 0.3}",
+    "adapters: {a: a}\nexpression: a\nmethod: {name: ties, keep: 1.3}",
+    "adapters: {a: a}\nexpression: a\nscale: [{match: '*.mlp.*'}]",
+    "adapters: {a: a}\nexpression: a\nheads: keep",
+    "adapters: {a: a}\nexpression: a\noutput: {form: weights}",
+    "adapters: {a: a}\nexpression: a\nsearch: {over: {a: [0]}, objective: a}",
+    "adapters: {a: a}\nexpression: a\nkeep: 0.2",
+]
 
 
 def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
@@ -92,6 +119,8 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
         "exclusiveMinimum": lambda limit: not isinstance(value, int | float) or value > limit,
         "exclusiveMaximum": lambda limit: not isinstance(value, int | float) or value < limit,
         "minLength": lambda limit: not isinstance(value, str) or len(value) >= limit,
+        "maxItems": lambda limit: not isinstance(value, tuple) or len(value) <= limit,
+        "minProperties": lambda limit: not isinstance(value, dict) or len(value) >= limit,
         "minItems": lambda limit: not isinstance(value, tuple) or len(value) >= limit,
         "pattern": lambda pattern: re.search(pattern, value) is not None,
     }
@@ -100,10 +129,26 @@ def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
     return all(rules[word](schema[word]) for word in schema if word in rules)
 
 
-def test_the_committed_schema_is_current() -> None:
-    assert json.loads(COMMITTED.read_text()) == json_schema(), (
-        "run `peftkit schema > recipes/recipe.schema.json`"
-    )
+def test_the_committed_schemas_are_current() -> None:
+    for kind, name in ((RECIPE, "recipe"), (MERGE, "merge")):
+        committed = json.loads((RECIPES / f"{name}.schema.json").read_text())
+        assert committed == json_schema(kind), f"`{kind.explained} > recipes/{name}.schema.json`"
+
+
+@pytest.mark.parametrize("text", GOOD_MERGES)
+def test_the_schema_of_merges_accepts_what_loads(text: str, tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text("adapters: {a: a}\nexpression: a")
+    (tmp_path / "a.yaml").write_text(text)
+    load_merge(tmp_path / "a.yaml")
+    assert accepts(json_schema(MERGE), parse(text.encode()).value, json_schema(MERGE))
+
+
+@pytest.mark.parametrize("text", BAD_MERGES)
+def test_the_schema_of_merges_refuses_what_does_not_load(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(RecipeError):
+        load_merge(tmp_path / "a.yaml")
+    assert not accepts(json_schema(MERGE), parse(text.encode()).value, json_schema(MERGE))
 
 
 @pytest.mark.parametrize("text", GOOD)
@@ -122,11 +167,13 @@ def test_the_schema_refuses_what_does_not_load(text: str, tmp_path: Path) -> Non
     assert not accepts(json_schema(), parse(text.encode()).value, json_schema())
 
 
-def test_the_schema_accepts_every_shipped_recipe() -> None:
-    recipes = [one for one in catalog.shipped() if "peftkit finetune" in one.run]
-    assert recipes
-    for one in recipes:
-        assert accepts(json_schema(), parse(one.path.read_bytes()).value, json_schema()), one.name
+def test_the_schemas_accept_every_shipped_recipe() -> None:
+    seen = 0
+    for one in catalog.shipped():
+        schema = json_schema(MERGE if MERGE.command in one.run else RECIPE)
+        assert accepts(schema, parse(one.path.read_bytes()).value, schema), one.name
+        seen += 1
+    assert seen >= 10
 
 
 def test_every_key_is_explained() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from peftkit.errors import RecipeError
 from peftkit.recipe import other_tools, shape
+from peftkit.recipe.kinds import MERGE, RECIPE, Kind
 from peftkit.recipe.load import load_recipe
 from peftkit.recipe.schema import Recipe
 from peftkit.recipe.spelling import dotted, flow, nearest, shown
@@ -19,7 +20,7 @@ PLACE = r"(line \d+|--set [\w.-]+): "
 OF_PYDANTIC = re.compile(r"[Ii]nput should|literal\[|constrained-|Section\b|valid (integer|number)")
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=3)
-keys = st.sampled_from([*shape.owners(), *other_tools.KEYS, *other_tools.ADVICE]) | texts
+keys = st.sampled_from([*shape.owners(Recipe), *other_tools.KEYS, *other_tools.ADVICE]) | texts
 words = st.sampled_from(
     ["auto", "lora", "full", "cosin", "many", "1_000", "2e-4", "true", "all", "random", "a.txt", ""]
 )
@@ -53,27 +54,31 @@ def test_any_mistake_is_told_in_a_sentence(recipe: Path, content: dict[str, Any]
         assert not OF_PYDANTIC.search(problem)
 
 
-@pytest.mark.parametrize("ours", sorted(set(other_tools.KEYS.values())))
-def test_what_other_tools_say_has_a_place_here(ours: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "ours"),
+    [(kind, ours) for kind in (RECIPE, MERGE) for ours in sorted(set(kind.habits.values()))],
+)
+def test_what_other_tools_say_has_a_place_here(kind: Kind, ours: str) -> None:
     section, _, key = ours.rpartition(".")
-    assert section in [owner.path for owner in shape.owners()[key]]
+    assert section in [owner.path for owner in shape.owners(kind.schema)[key]]
 
 
-def test_no_key_of_another_tool_hides_one_of_ours() -> None:
-    assert len(other_tools.KEYS) >= 40
-    assert not (other_tools.KEYS.keys() | other_tools.ADVICE.keys()) & shape.owners().keys()
+@pytest.mark.parametrize(("kind", "least"), [(RECIPE, 40), (MERGE, 12)])
+def test_no_key_of_another_tool_hides_one_of_ours(kind: Kind, least: int) -> None:
+    assert len(kind.habits) >= least
+    assert not (kind.habits.keys() | kind.advice.keys()) & shape.owners(kind.schema).keys()
 
 
 def test_every_key_has_an_owner() -> None:
-    assert [owner.path for owner in shape.owners()["alpha"]] == ["adapter"]
-    assert [owner.tag for owner in shape.owners()["rank"]] == ["lora", "vera"]
-    assert [owner.path for owner in shape.owners()["source"]] == [
+    assert [owner.path for owner in shape.owners(Recipe)["alpha"]] == ["adapter"]
+    assert [owner.tag for owner in shape.owners(Recipe)["rank"]] == ["lora", "vera"]
+    assert [owner.path for owner in shape.owners(Recipe)["source"]] == [
         "data.train",
         "data.replay",
         "data.validation.sources",
     ]
-    assert {owner.path for owner in shape.owners()["rows"]} == {"train.batch", "evaluate"}
-    assert shape.owners()["seed"][0].path == ""
+    assert {owner.path for owner in shape.owners(Recipe)["rows"]} == {"train.batch", "evaluate"}
+    assert shape.owners(Recipe)["seed"][0].path == ""
 
 
 @pytest.mark.parametrize(

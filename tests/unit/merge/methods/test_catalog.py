@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from peftkit.errors import RecipeError
 from peftkit.merge.methods.catalog import METHODS, find_method
 from peftkit.merge.methods.inputs import Inputs
+from peftkit.recipe.sections.merge_methods import MergeMethod
+from peftkit.recipe.shape import members
 
 
 def inputs(*weights: float) -> Inputs:
@@ -135,3 +137,14 @@ def test_bad_inputs_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=problem):
         Inputs(weights, names, digests)
+
+
+def test_a_recipe_names_what_the_catalog_has() -> None:
+    """But what needs data; of a draw by chance the seed is the recipe's own."""
+    sections = dict(members(MergeMethod))
+    assert set(sections) == {name for name, method in METHODS.items() if method.kind != "data"}
+    for name, section in sections.items():
+        said = section(name=name).model_dump(exclude={"name"})
+        told = asdict(METHODS[name].parameters())  # type: ignore[call-overload]
+        assert said == {key: value for key, value in told.items() if key != "seed"}, name
+        assert (section.__doc__ or "").partition("\n")[0].startswith(METHODS[name].purpose[:-1])

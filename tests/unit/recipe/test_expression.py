@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftkit.errors import RecipeError
-from peftkit.merge.expression import explain, parse
+from peftkit.recipe.expression import explain, parse
 
 NAMES = ("chat", "code", "toxic")
 
