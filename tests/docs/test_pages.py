@@ -115,6 +115,7 @@ def test_recipe_keys_and_values_in_the_text_are_valid(tmp_path: Path) -> None:
     known = set(_dotted(named)) | set(_dotted(load_recipe(path).recipe.model_dump()))
     known |= {key.name for key in every_key("adapter")}  # each method has its own
     known |= {key.name for key in every_key("data")}  # and so have the entries of lists
+    known |= {key.name for key in every_key("train")}  # and sections that may be `none`
     wrong, keys, values = [], 0, 0
     for page, span in SPANS:
         setting = span.removeprefix("--set ").replace("=", ": ", 1)
