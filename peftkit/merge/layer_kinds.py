@@ -10,9 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from peftkit.base.load import shape_of
 from peftkit.errors import InputError
+from peftkit.merge.base_weights import nearest
 from peftkit.recipe.sections.base import BaseSection
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from peftkit.base.locate import Origin
     from peftkit.recipe.sections.base import Task
 
@@ -37,6 +40,21 @@ def layer_kinds(origin: Origin) -> dict[str, str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     return found | {name: "tied" for names in users.values() if len(names) > 1 for name in names}
+
+
+def name_as_loaded(tensors: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """By tensor of a file what the loaded model calls it: some files lack the first part of names.
+
+    An adapter with names as the file has them would load into nothing.
+    """
+    owners = {name: name.rpartition(".")[0] for name in tensors}
+    known = {owner: nearest(owner, layers) for owner in owners.values()}
+    longer = (near.removesuffix(owner) for owner, near in known.items() if near and near != owner)
+    first = next(longer, "")
+    return {
+        name: name if owner in layers or name.startswith(first) else f"{first}{name}"
+        for name, owner in owners.items()
+    }
 
 
 def _skeleton(origin: Origin) -> Any:

@@ -21,10 +21,10 @@ from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.locate import digest
 from peftkit.errors import InputError, RecipeError
-from peftkit.merge.base_weights import open_base
+from peftkit.merge.base_weights import nearest, open_base
 from peftkit.merge.delta import Delta
 from peftkit.merge.joining import Term
-from peftkit.merge.layer_kinds import layer_kinds
+from peftkit.merge.layer_kinds import layer_kinds, name_as_loaded
 from peftkit.merge.low_rank import LowRank
 from peftkit.merge.other_changes import Network, Scaling
 
@@ -265,6 +265,11 @@ def _of_head(name: str, heads: list[str] | tuple[str, ...]) -> bool:
     return any(f".{head}." in f".{module}." for head in heads)
 
 
+def _kind_of(tensor: str, layers: Mapping[str, str]) -> str:
+    near = nearest(tensor.removesuffix(".weight"), layers)
+    return "tied" if near is None else layers[near]
+
+
 def _load_tuned(folder: Path, base: str | None) -> Delta:
     """A fine-tuned model less its base."""
     if base is None:
@@ -275,12 +280,13 @@ def _load_tuned(folder: Path, base: str | None) -> Delta:
     tuned, plain = open_base(str(folder)), open_base(base)
     layers = layer_kinds(plain.origin)
     found = {plain.find(name) for name in tuned.names}
+    called = name_as_loaded(tuned.names, layers)
     dense, strange = (
         {},
         [
             f"`{name}`: missing, and the base has it"
             for name in plain.names
-            if name not in found and layers.get(name.removesuffix(".weight"), "tied") != "tied"
+            if name not in found and _kind_of(name, layers) != "tied"
         ],
     )
     for name in tuned.names:
@@ -289,7 +295,7 @@ def _load_tuned(folder: Path, base: str | None) -> Delta:
             strange.append(f"`{name}`: {tuple(after.shape)}, in the base {tuple(before.shape)}")
             continue
         if after.is_floating_point() and not torch.equal(after, before):
-            dense[name] = after.double() - before.double()
+            dense[called[name]] = after.double() - before.double()
     if strange:
         raise InputError(f"`{folder}` is no fine-tune of `{base}`", problems=strange[:9])
     term = Term(folder.name, digest(tuned.origin))

@@ -48,9 +48,11 @@ class OutputSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of an adapter's factors; weights keep that of the base."""
     vocabulary: Literal["same", "base", "union"] = "same"
-    """Of whole models with other tokenizers: refused (`same`), or rows matched by their tokens, those
-    that the base lacks left out (`base`) or kept if they were added (`union`), as the mean of their
-    rows. What a model has no row for it does not change."""
+    """Of whole models with other tokenizers: refused (`same`), or rows are matched by their tokens.
+
+    Tokens that the base lacks are left out (`base`), or kept with the mean of their rows if they
+    were added (`union`). What a model has no row for it does not change.
+    """
 
     @model_validator(mode="after")
     def _one_cut(self) -> Self:

@@ -152,6 +152,26 @@ def test_biases_are_scaled_where_files_lack_the_first_part_of_names(tmp_path: Pa
     torch.testing.assert_close(logits(tmp_path / "folded"), wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_what_is_taken_out_of_bare_files_loads_into_the_model(tmp_path: Path) -> None:
+    """GPT-2's own files lack `transformer.` in their names, and peft looks for it."""
+    base = build(tmp_path / "base", "gpt2")
+    config = (base / "config.json").read_text()
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    for name in ("bare", "tuned"):
+        model.transformer.save_pretrained(tmp_path / name)
+        (tmp_path / name / "config.json").write_text(config)
+        generator = torch.Generator().manual_seed(1)
+        for block in model.transformer.h:
+            change = torch.randn(block.attn.c_attn.weight.shape, generator=generator)
+            block.attn.c_attn.weight.data += 0.1 * change
+    found = Delta.load(tmp_path / "tuned", str(tmp_path / "bare"))
+    assert sorted(found.dense) == [f"transformer.h.{n}.attn.c_attn.weight" for n in range(2)]
+    found.compress(energy=1.0).save(tmp_path / "adapter")
+    wanted = logits(tmp_path / "tuned")
+    taken = logits(tmp_path / "bare", tmp_path / "adapter")
+    torch.testing.assert_close(taken, wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_a_fold_that_changes_nothing_is_no_model(tmp_path: Path) -> None:
     base = build(tmp_path / "base", dtype=torch.bfloat16)
     adapter = adapt(base, LoraConfig(r=4, target_modules=["q_proj"]), tmp_path / "adapter")

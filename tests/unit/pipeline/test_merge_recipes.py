@@ -204,7 +204,8 @@ def test_a_model_with_more_rows_of_tokens_needs_a_rule(
     merged = load_file(out / "model.safetensors")
     assert {n: t.shape for n, t in merged.items()} == {n: t.shape for n, t in before.items()}
     assert main(["merge", "--reproduce", str(out)]) == 0
-    assert main(["merge", path, "--set", "output={vocabulary: base}", "--out", "none"]) == 2
+    words = ["--set", "output={as: adapter, vocabulary: base}", "--out", str(place / "none")]
+    assert main(["merge", path, *words]) == 2
 
 
 def test_fewer_bits_are_said_and_load_in_peft(place: Path) -> None:
