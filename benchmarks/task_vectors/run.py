@@ -40,7 +40,7 @@ from material import read_domains, write_rows
 MATERIAL = ROOT.parent / "shared" / "material"
 BASE = str(MATERIAL / "stories260k-hf")
 SEEDS = (0, 1, 2)
-STEPS, EARLY, NEGATED_STEPS = 100, 40, 150
+STEPS, EARLY = 100, 40
 ASCENTS = (1e-4, 3e-4)
 """Learning rates of gradient ascent."""
 DOMAINS = ["stories", "plays", "capital plays", "code", "rules", "abstracts"]
@@ -235,18 +235,16 @@ def stir(judge: Judge, deltas: dict[str, Delta], domain: str) -> dict[str, Any]:
     }
 
 
-def measure_negation(judge: Judge, place: Path, seed: int, steps: int) -> dict[str, Any]:
-    """Changes taken away, and the base trained up the loss instead."""
-    found = []
-    for domain, method in NEGATED:
-        delta = train(place, domain, seed, steps, method=method)
-        figures = negate(judge, delta, domain, seed)
-        found.append({"domain": domain, "method": method, **figures})
-    aim = found[0]["target_rise"]
-    ascents = [
-        ascend(judge, NEGATED[0][0], aim, seed=seed, rate=rate, steps=steps) for rate in ASCENTS
-    ]
-    return {"negation": found, "ascent": ascents}
+def measure_negation(
+    judge: Judge, place: Path, seed: int, steps: int, *, domain: str, method: str
+) -> dict[str, Any]:
+    """A change taken away, and the base trained up the loss instead."""
+    delta = train(place, domain, seed, steps, method=method)
+    figures = negate(judge, delta, domain, seed)
+    rates = ASCENTS if (domain, method) == NEGATED[0] else ()
+    aim = figures["target_rise"]
+    ascents = [ascend(judge, domain, aim, seed=seed, rate=rate, steps=steps) for rate in rates]
+    return figures | {"ascent": ascents}
 
 
 def measure_addition(
@@ -269,29 +267,33 @@ def measure_soups(judge: Judge, place: Path, seed: int, steps: int) -> dict[str,
 
 
 JOBS: dict[str, Any] = {
-    **{f"negation-{seed}": (measure_negation, seed, NEGATED_STEPS) for seed in SEEDS},
     **{
-        f"addition-{at}-{seed}": (partial(measure_addition, pair=pair), seed, STEPS)
+        f"negation-{at}-{seed}": (partial(measure_negation, domain=domain, method=method), seed)
+        for seed in SEEDS
+        for at, (domain, method) in enumerate(NEGATED)
+    },
+    **{
+        f"addition-{at}-{seed}": (partial(measure_addition, pair=pair), seed)
         for seed in SEEDS
         for at, pair in enumerate(PAIRS)
     },
-    **{f"analogy-{seed}": (relate, seed, STEPS) for seed in SEEDS},
-    "soups": (measure_soups, SEEDS[0], STEPS),
+    **{f"analogy-{seed}": (relate, seed) for seed in SEEDS},
+    "soups": (measure_soups, SEEDS[0]),
 }
-"""What is measured, with which seed and how many steps, each in a folder of its own."""
+"""What is measured and with which seed, each in a folder of its own."""
 
 
-def do(job: str, place: Path, most: int) -> None:
+def do(job: str, place: Path, steps: int) -> None:
     """Measure a job, unless its figures are there."""
     if (done := place / f"{job}.json").exists():
         return
     torch.set_num_threads(1)
-    measure, seed, steps = JOBS[job]
+    measure, seed = JOBS[job]
     (place / job).mkdir(exist_ok=True)
     for domain, documents in read_domains(MATERIAL).items():
         write_rows(domain, documents, place / job)
     started = time.process_time()
-    found = measure(Judge(BASE, place / job, DOMAINS), place / job, seed, min(steps, most))
+    found = measure(Judge(BASE, place / job, DOMAINS), place / job, seed, steps)
     facts = {"figures": found, "cpu_seconds": time.process_time() - started}
     done.write_text(json.dumps(facts), encoding="utf-8")
     print(job, f"{facts['cpu_seconds']:.0f} s", flush=True)
@@ -303,10 +305,9 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
     def mean(values: Any) -> float:
         return statistics.mean(values)
 
-    negations = [found[f"negation-{seed}"] for seed in SEEDS]
     negation = {}
-    for place, (domain, method) in enumerate(NEGATED):
-        runs = [each["negation"][place] for each in negations]
+    for at, (domain, method) in enumerate(NEGATED):
+        runs = [found[f"negation-{at}-{seed}"] for seed in SEEDS]
         keys = ("number", "target_rise", "control_rise", "control_kept", "ratio")
         negation[f"{domain}, {method}"] = {
             **{key: mean(run[key] for run in runs) for key in keys},
@@ -322,7 +323,7 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
                 for when in ("matched", "end")
             },
         }
-        for runs in zip(*(each["ascent"] for each in negations), strict=True)
+        for runs in zip(*(found[f"negation-0-{seed}"]["ascent"] for seed in SEEDS), strict=True)
     ]
     addition = {}
     for at, pair in enumerate(PAIRS):
@@ -356,9 +357,9 @@ def main() -> None:
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = told.keep or Path(name)
-        most = 6 if told.smoke else NEGATED_STEPS
+        steps = 6 if told.smoke else STEPS
         with ProcessPoolExecutor(told.processes, get_context("spawn")) as pool:
-            list(pool.map(partial(do, place=place, most=most), JOBS))
+            list(pool.map(partial(do, place=place, steps=steps), JOBS))
         jobs = {job: json.loads((place / f"{job}.json").read_text("utf-8")) for job in JOBS}
     found = {job: facts["figures"] for job, facts in jobs.items()}
     measured = {
