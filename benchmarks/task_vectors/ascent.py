@@ -56,7 +56,8 @@ def _look(judge: Judge, domain: str, step: int) -> dict[str, Any]:
 
 def _loss(model: Any, rows: list[list[int]], pad: int) -> torch.Tensor:
     longest = max(map(len, rows))
-    tokens = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    padded = [[*row, *[pad] * (longest - len(row))] for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.long)
     real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     labels = tokens.masked_fill(real == 0, -100)
     found: torch.Tensor = model(tokens, attention_mask=real, labels=labels).loss

@@ -54,6 +54,21 @@ def test_a_merge_says_where_its_adapters_come_from(path: Path) -> None:
     assert sorted(loaded.adapters.values()) == sorted(str(REPOSITORY / out) for out in made)
 
 
+@pytest.mark.parametrize("path", MERGES, ids=lambda path: path.stem)
+def test_a_merge_promises_what_was_measured(path: Path) -> None:
+    result = max((REPOSITORY / "benchmarks/task_vectors/results-of-recipes").glob("*.json"))
+    facts = json.loads(result.read_text())
+    assert facts["clean_tree"]
+    sets = facts["measured"]["recipes"][f"merging/{path.stem}"]["sets"].values()
+    known = {f"{loss:.2f}" for each in sets for loss in each["loss"].values()}
+    known |= {f"{100 * each['retained']:.0f}" for each in sets if each["retained"] is not None}
+    promised = re.findall(
+        r"(?<![\w.])\d+(?:\.\d+)?(?!\w)", catalog.find(f"merging/{path.stem}").expect
+    )
+    assert promised
+    assert set(promised) <= known
+
+
 def test_the_quickstart_promises_what_was_measured() -> None:
     summary = newest_result("quickstart")["summary"]
     expect = header(REPOSITORY / "recipes/quickstart.yaml")["Expect"]

@@ -194,7 +194,8 @@ _ALL = (
            "the mean is over the directions there are, not over those of the whole weight",)),
     Method("wudi", "Disturb each change least on the inputs that it reacts to.", "core",
            in_core.layer_by_layer(in_core.wudi), _WUDI, Scaled, weights="none", limits=(
-           "the minimum itself, where the authors take 300 steps toward it",)),
+           "the minimum itself, where the authors take 300 steps toward it",
+           "of runs of one seed, which react to almost the same inputs, it is far too large")),
     Method("knots-ties", "TIES along the output directions that all changes share.", "core",
            steps.knots_ties, _KNOTS, steps.Ties, limits=(_TRIM, _AXES)),
     Method("core-ties", "TIES along the directions that all changes share on both sides.", "core",

@@ -161,9 +161,8 @@ def test_what_is_run_before_a_merge_comes_along(tmp_path: Path) -> None:
     assert isinstance(loaded, MergeRecipe)
     assert loaded.adapters == {"shouts": str(mine / "runs" / "shouts")}
     soup = catalog.copy("merging/soup", mine)
-    assert (
-        f"--out {mine / 'runs/shouts-fast'}" in catalog.find("merging/soup").commands_for(soup)[2]
-    )
+    commands = catalog.find("merging/soup").commands_for(soup)
+    assert f"--out {mine / 'runs/shouts-fast'}" in commands[2]
     with pytest.raises(RecipeError, match="needs a folder"):
         catalog.copy("merging/soup", tmp_path / "soup.yaml")
     first = tmp_path / "first.yaml"
