@@ -194,7 +194,7 @@ def _teach(base: Origin, extra: Sequence[str], models: Mapping[str, tuple[Origin
     Raises:
         InputError: a token is a piece of another vocabulary, which comes about by merging others.
     """
-    from tokenizers import AddedToken
+    from transformers import AddedToken
 
     from peftkit.base.load import load_tokenizer
 
