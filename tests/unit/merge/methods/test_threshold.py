@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peftkit.merge.methods.chance import uniform
-from peftkit.merge.methods.threshold import FEW, largest
+from peftkit.merge.methods.threshold import FEW, HELD, largest
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 # Few different values make many ties; tiny and huge ones differ in every digit of their bits.
@@ -41,9 +41,20 @@ def test_exactly_the_first_largest_are_kept(
 
 
 def test_blocks_that_change_between_two_passes_are_a_bug() -> None:
-    passes = iter([torch.ones(4), torch.zeros(4)])
+    passes = iter([*[torch.ones(4)] * 3, torch.zeros(4)])
     with pytest.raises(RuntimeError, match="changed between two passes"):
-        largest(lambda: iter([next(passes)]), 2, 4)
+        largest(lambda: iter([next(passes)]), 2, HELD + 1)
+
+
+def test_what_is_held_and_what_is_read_again_have_one_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = torch.randn(3 * FEW, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    found = [largest(lambda: iter(values.split(500)), FEW, len(values))]
+    monkeypatch.setattr("peftkit.merge.methods.threshold.HELD", 0)
+    found.append(largest(lambda: iter(values.split(500)), FEW, len(values)))
+    assert found[0] == found[1]
+    assert found[0].last < len(values)
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
