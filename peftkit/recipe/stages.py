@@ -77,7 +77,7 @@ def _whole(stage: Any, shared: dict[str, Any], *, first: bool) -> Any:
     if not isinstance(stage, dict):
         return stage
     sections = {
-        key: merge(shared.get(key), stage[key]) if key in stage else shared[key]
+        key: merge(shared.get(key), stage[key], key) if key in stage else shared[key]
         for key in SECTIONS
         if key in stage or key in shared
     }

@@ -81,7 +81,11 @@ def _as_strength(value: Any) -> Any:
     return {"strength": value} if number else value
 
 
-_SHORT = BeforeValidator(_as_strength, json_schema_input_type=float | dict[str, Any])
+def _short(kind: Any) -> BeforeValidator:
+    """Lets a number stand for a section that has this strength; `kind` is for editors."""
+    return BeforeValidator(_as_strength, json_schema_input_type=kind)
+
+
 _NUMBER = Expected("a strength such as `0.1`, or a section such as `{strength: 0.1}`")
 _SOURCE = Expected("a section such as `{strength: 0.1, source: general.txt}`")
 
@@ -89,49 +93,51 @@ _SOURCE = Expected("a section such as `{strength: 0.1, source: general.txt}`")
 class L2sp(Section):
     """Entry of that name."""
 
-    l2sp: Annotated[L2spSection, _SHORT, _NUMBER]
+    l2sp: Annotated[L2spSection, _short(float | L2spSection), _NUMBER]
     """Pull to the base: a number, or `{strength: 0.01, head: 0.01}`."""
 
 
 class Ewc(Section):
     """Entry of that name."""
 
-    ewc: Annotated[EwcSection, _SHORT, _SOURCE]
+    ewc: Annotated[EwcSection, _short(EwcSection), _SOURCE]
     """Pull to the base where general text depends on it; the source is that text."""
 
 
 class Kl(Section):
     """Entry of that name."""
 
-    kl: Annotated[KlSection, _SHORT, _SOURCE]
+    kl: Annotated[KlSection, _short(KlSection), _SOURCE]
     """Answer general text as the base does; the source is that text."""
 
 
 class RDrop(Section):
     """Entry of that name."""
 
-    r_drop: Annotated[RDropSection, _SHORT, _NUMBER]
+    r_drop: Annotated[RDropSection, _short(float | RDropSection), _NUMBER]
     """Two passes with other dropout are to agree."""
 
 
 class Neftune(Section):
     """Entry of that name."""
 
-    neftune: Annotated[NeftuneSection, _SHORT, _NUMBER]
+    neftune: Annotated[NeftuneSection, _short(float | NeftuneSection), _NUMBER]
     """Noise on what is read; the paper takes 5 to 15."""
 
 
 class LabelSmoothing(Section):
     """Entry of that name."""
 
-    label_smoothing: Annotated[LabelSmoothingSection, _SHORT, _NUMBER]
+    label_smoothing: Annotated[
+        LabelSmoothingSection, _short(float | LabelSmoothingSection), _NUMBER
+    ]
     """Share of each target that is spread over all others; usually 0.1."""
 
 
 class DecayToInit(Section):
     """Entry of that name."""
 
-    decay_to_init: Annotated[DecayToInitSection, _SHORT, _NUMBER]
+    decay_to_init: Annotated[DecayToInitSection, _short(float | DecayToInitSection), _NUMBER]
     """Pull parameters to where they started."""
 
 

@@ -76,8 +76,15 @@ def test_every_key_has_an_owner() -> None:
         "data.train",
         "data.replay",
         "data.validation.sources",
+        "train.regularize.ewc",
+        "train.regularize.kl",
     ]
-    assert {owner.path for owner in shape.owners(Recipe)["rows"]} == {"train.batch", "evaluate"}
+    assert [owner.path for owner in shape.owners(Recipe)["rows"]] == [
+        "train.batch",
+        "train.regularize.ewc",
+        "train.regularize.kl",
+        "evaluate",
+    ]
     assert shape.owners(Recipe)["seed"][0].path == ""
 
 
