@@ -130,6 +130,7 @@ def test_asked_to_stop_in_a_later_stage(
     assert outcome(tmp_path) == outcome(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 def test_killed_at_random_places(
     forks: Forks, staged: Path, whole: Path, tmp_path: Path, record_property: Any

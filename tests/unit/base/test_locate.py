@@ -64,7 +64,10 @@ def test_a_folder_is_itself(base: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["{}/nowhere", "./nowhere", "../a", "~/nowhere/a", "a/b/c", "a b"])
-def test_a_folder_that_is_not_there_is_told(name: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match=r"base\.model: no folder at") as refusal:
         locate(section(name.format(tmp_path)))
     assert refusal.value.exit_code == 2
