@@ -169,7 +169,7 @@ def test_an_adapter_above_another_is_said_to_be_one(
     assert run(place, "merge", "2*above", *adapter, "--out", str(tmp_path / "twice")) == 0
     assert "a term was trained above `chat`" in capsys.readouterr().out
     noted = json.loads((tmp_path / "twice" / "merge.json").read_text())
-    assert noted["trained_above"] == [note]
+    assert noted["trained_above"] == [note | {"folded": False}]
     assert run(place, "fold", str(above), "--out", str(tmp_path / "folded")) == 65
     assert "trained above another, `chat`" in capsys.readouterr().err
     both = ("merge", "chat + above", *BOTH[:2], *adapter, "--out", str(tmp_path / "both"))
