@@ -123,6 +123,7 @@ def write_model(
         _check(target, base, names)
     for path in beside(files.origin.folder):
         shutil.copyfile(path, folder / path.name)
+    _grow_index(folder, sum(base.place(n).bytes - place.bytes for n, place in files.places.items()))
     written = Written(digests, tensors)
     if not any(each.moved for each in tensors.values()):
         raise RunError(
@@ -224,6 +225,15 @@ def _header(path: Path, names: Sequence[str], base: BaseRows) -> bytes:
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # numbers begin at a multiple of eight bytes
     return len(text).to_bytes(8, "little") + text
+
+
+def _grow_index(folder: Path, more: int) -> None:
+    """Let the index of several files say what they take, where some tensors grew."""
+    for path in folder.glob("*.safetensors.index.json") if more else ():
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(size := said.get("metadata", {}).get("total_size"), int):
+            said["metadata"]["total_size"] = size + more
+            path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 def _check(path: Path, base: BaseRows, names: Sequence[str]) -> None:

@@ -27,7 +27,8 @@ FLOATING = (None, "main")
 """Revisions that say nothing: what they name moves on."""
 BESIDE = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Files of an adapter that decide what it does, or what is known of it."""
-NOT_DECIDING = ("README.md",)
+JUDGED = ("metrics.json", "samples.json", "findings.json", "search.json")
+"""Files that a merge has besides, where it was judged: made again it lacks them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def find_parent(name: str, path: str) -> Parent:
         file.name: sha256_of(file)
         for kind in BESIDE
         for file in sorted(folder.glob(kind))
-        if file.is_file()
+        if file.is_file() and file.name not in JUDGED
     }
     return Parent(
         name,

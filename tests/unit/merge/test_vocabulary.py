@@ -135,6 +135,20 @@ def test_added_tokens_are_united_and_get_the_mean_of_their_rows(tmp_path: Path) 
         assert torch.equal(found[name][65], rows[1][60])
 
 
+def test_an_index_says_what_grown_files_take(tmp_path: Path) -> None:
+    base = build(tmp_path / "base")
+    tuned = tune(base, tmp_path / "tuned", WORDS, ("<a>", "<b>", "<c>", "<d>", "<e>", "<f>"))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
+    (base / "model.safetensors").unlink()
+    model.to(torch.bfloat16).save_pretrained(base, max_shard_size="20KB")
+    out = tmp_path / "out"
+    merge_checkpoints([Part("tuned", str(tuned))], str(base), out, vocabulary="union")
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = [load_file(path).values() for path in out.glob("model-*.safetensors")]
+    assert index["metadata"]["total_size"] == sum(each.nbytes for file in files for each in file)
+
+
 def test_pieces_of_another_vocabulary_are_no_added_tokens(tmp_path: Path) -> None:
     base = build(tmp_path / "base")
     tuned = tune(base, tmp_path / "tuned", WORDS)

@@ -287,6 +287,22 @@ def test_a_merge_can_be_made_again(place: Path, capsys: pytest.CaptureFixture[st
         assert (place / "again" / name).read_bytes() == (out / name).read_bytes()
 
 
+def test_a_parent_that_was_judged_is_the_same_made_again(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent, out = place / "parent", place / "out"
+    assert main(["merge", recipe(place, BOTH), "--out", str(parent)]) == 0
+    shutil.copytree(parent, place / "unjudged")
+    for name in ("metrics", "samples", "findings", "search"):
+        (parent / f"{name}.json").write_text("{}")
+    words = ["merge", "2*both", "--adapter", f"both={parent}", "--out", str(out)]
+    assert main(words) == 0
+    assert main(["merge", "--reproduce", str(out)]) == 0
+    moved = f"both={place / 'unjudged'}"
+    assert main(["merge", "--reproduce", str(out), "--adapter", moved]) == 0
+    assert "differs" not in capsys.readouterr().out
+
+
 def test_what_is_not_what_it_was_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = place / "out"
     assert main(["merge", recipe(place, BOTH), "--out", str(out)]) == 0
