@@ -20,6 +20,7 @@ from peftkit.adapters.starts import ADAPTER
 from peftkit.adapters.updates import LayerUpdate
 from peftkit.base.quantize import plain_weight
 from peftkit.base.targets import block_name
+from peftkit.base.tasks import new_parts
 from peftkit.data.batch import collate_task
 from peftkit.data.example import IGNORED
 from peftkit.data.task import CAUSAL
@@ -45,7 +46,8 @@ POSITIONS = 128
 def measure_update(model: Any) -> dict[str, float]:
     """By block, the norm of what changed in its adapted weights over the norm of those weights.
 
-    Empty where the method changes no weights of the base: prompts, prefixes, scalings, networks.
+    Empty where the method changes no weights of the base: prompts, prefixes, scalings, networks,
+    a new head.
     """
     changed: dict[str, float] = {}
     whole: dict[str, float] = {}
@@ -68,8 +70,9 @@ def _changes(model: Any) -> Iterator[tuple[str, float, float]]:
             yield f"{name}.weight", _norm_of_update(update), float(weight.float().norm())
     if isinstance(model, PeftModel):  # what else trained in it is no weight of the base
         return
+    heads = tuple(f"{name}." for name in new_parts(model))  # drawn at random: no base knew them
     for name, parameter in model.named_parameters():
-        if name in before:
+        if name in before and not name.startswith(heads):
             old = before[name].to(parameter.device, torch.float32)
             yield name, float((parameter.detach().float() - old).norm()), float(old.norm())
 

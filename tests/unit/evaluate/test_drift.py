@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from peftkit.adapters.attach import attach, base_only
 from peftkit.adapters.beginning import go_on_as
@@ -14,7 +14,7 @@ from peftkit.adapters.store import save_adapter
 from peftkit.base.locate import Origin
 from peftkit.data.example import Example
 from peftkit.evaluate.drift import measure_divergence, measure_update
-from peftkit.recipe.sections.adapter import FullSection, LoraSection, TopSection
+from peftkit.recipe.sections.adapter import FullSection, HeadSection, LoraSection, TopSection
 
 
 def load(folder: Path) -> Any:
@@ -92,6 +92,16 @@ def test_what_goes_on_moved_as_far_as_it_did_since(tiny_llama: Path, tmp_path: P
         changed = torch.cat([(now[name] - old[name]).flatten() for name in own]).norm()
         whole = torch.cat([base[name].flatten() for name in own]).norm()
         assert ratio == pytest.approx(float(changed / whole), rel=1e-3)
+
+
+def test_a_new_head_is_no_weight_of_the_base(tiny_llama: Path) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=3)
+    head = shake(attach(base, HeadSection(method="head"), seed=1), 1.0)
+    assert measure_update(head) == {}
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=3)
+    top = shake(attach(base, TopSection(method="top", blocks=1), seed=1), 0.1)
+    assert sorted(measure_update(top)) == ["layers.1", "outside"]
+    assert measure_update(top)["outside"] < 0.5  # of the last norm alone
 
 
 def test_the_update_of_trained_blocks_is_measured_in_place(tiny_llama: Path) -> None:
