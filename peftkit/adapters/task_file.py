@@ -113,13 +113,21 @@ def shared_shapes(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def heads_to_pass(model: Any, folder: Path) -> str | None:
-    """A pattern of the modules that an adapter for another task never knew; None where it did."""
+    """A pattern of the modules that an adapter for another task never knew; None where it did.
+
+    Those that its own configuration leaves out are among them, for the pattern takes their place.
+    """
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     knew = read_task(folder)["task"] == task_of(plain)["task"]
     heads = [re.escape(name) for name in new_parts(plain)]
-    if knew or not heads or _config_of(folder).get("modules_to_save"):
+    config = _config_of(folder)
+    if knew or not heads or config.get("modules_to_save"):
         return None
-    return rf"(?:.*\.)?(?:{'|'.join(heads)})(?:\..*)?"
+    pattern = rf"(?:.*\.)?(?:{'|'.join(heads)})(?:\..*)?"
+    out = config.get("exclude_modules") or []
+    if isinstance(out, str):
+        return rf"{pattern}|{re.escape(out)}"
+    return rf"{pattern}|(?:.*\.)?(?:{'|'.join(map(re.escape, out))})" if out else pattern
 
 
 def left_behind(model: Any, folder: Path) -> frozenset[str]:
@@ -130,7 +138,7 @@ def left_behind(model: Any, folder: Path) -> frozenset[str]:
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     if read_task(folder)["task"] == task_of(plain)["task"]:
         return frozenset()
-    there = {name.partition(".")[0] for name, _ in plain.named_modules()}
+    there = {"base_model", *(name.partition(".")[0] for name, _ in plain.named_modules())}
     names: list[str] = []
     for path in (folder / name for name in (WEIGHTS_FILE, DELTA_FILE)):
         with suppress(OSError, DamagedFileError):

@@ -10,13 +10,17 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch.nn.functional import kl_div, log_softmax
 
 from peftkit.adapters.attach import base_only
 from peftkit.adapters.in_place import BEFORE
+from peftkit.adapters.starts import ADAPTER
+from peftkit.adapters.updates import LayerUpdate
 from peftkit.base.quantize import plain_weight
 from peftkit.base.targets import block_name
+from peftkit.base.tasks import new_parts
 from peftkit.data.batch import collate_task
 from peftkit.data.example import IGNORED
 from peftkit.data.task import CAUSAL
@@ -42,7 +46,8 @@ POSITIONS = 128
 def measure_update(model: Any) -> dict[str, float]:
     """By block, the norm of what changed in its adapted weights over the norm of those weights.
 
-    Empty where the method changes no weights of the base: prompts, prefixes, scalings, networks.
+    Empty where the method changes no weights of the base: prompts, prefixes, scalings, networks,
+    a new head.
     """
     changed: dict[str, float] = {}
     whole: dict[str, float] = {}
@@ -57,30 +62,32 @@ def measure_update(model: Any) -> dict[str, float]:
 
 def _changes(model: Any) -> Iterator[tuple[str, float, float]]:
     """Each changed weight's name, the norm of its change, and its own norm before."""
+    before: dict[str, Tensor] = getattr(model, BEFORE, {})
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and _is_plain(module):
-            weight = plain_weight(module.get_base_layer())
-            yield f"{name}.weight", _norm_of_update(module), float(weight.float().norm())
-    before: dict[str, Tensor] = getattr(model, BEFORE, {})
+            update = LayerUpdate(name, module, before)
+            weight = plain_weight(update.base)
+            yield f"{name}.weight", _norm_of_update(update), float(weight.float().norm())
+    if isinstance(model, PeftModel):  # what else trained in it is no weight of the base
+        return
+    heads = tuple(f"{name}." for name in new_parts(model))  # drawn at random: no base knew them
     for name, parameter in model.named_parameters():
-        if name in before:
+        if name in before and not name.startswith(heads):
             old = before[name].to(parameter.device, torch.float32)
             yield name, float((parameter.detach().float() - old).norm()), float(old.norm())
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether the update is the product of two matrices, and there is one of it."""
-    names = layer.active_adapters
-    if len(names) != 1 or names[0] not in layer.lora_A or names[0] in layer.lora_variant:
+    """Whether what trains is the product of two matrices, and acts."""
+    if ADAPTER not in layer.active_adapters or ADAPTER not in layer.lora_A:
         return False
-    return bool(layer.lora_A[names[0]].weight.ndim == 2)
+    return ADAPTER not in layer.lora_variant and layer.lora_A[ADAPTER].weight.ndim == 2
 
 
-def _norm_of_update(layer: Any) -> float:
-    (name,) = layer.active_adapters
-    a, b = (part[name].weight.detach().double() for part in (layer.lora_A, layer.lora_B))
+def _norm_of_update(update: LayerUpdate) -> float:
+    a, b = (factor.detach().double() for factor in update.factors())
     square = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0)
-    return float(abs(layer.scaling[name]) * square.sqrt())
+    return float(abs(update.scale) * square.sqrt())
 
 
 @torch.inference_mode()

@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from peftkit.adapters.attach import attach, base_only
+from peftkit.adapters.beginning import go_on_as
+from peftkit.adapters.store import save_adapter
+from peftkit.base.locate import Origin
 from peftkit.data.example import Example
 from peftkit.evaluate.drift import measure_divergence, measure_update
-from peftkit.recipe.sections.adapter import FullSection, LoraSection, TopSection
+from peftkit.recipe.sections.adapter import FullSection, HeadSection, LoraSection, TopSection
 
 
 def load(folder: Path) -> Any:
@@ -68,6 +71,37 @@ def test_the_update_of_lora_is_that_of_the_folded_weights(tiny_llama: Path, vari
         changed = torch.cat([(folded[name] - base[name]).flatten() for name in own]).norm()
         whole = torch.cat([base[name].flatten() for name in own]).norm()
         assert ratio == pytest.approx(float(changed / whole), rel=1e-4)
+
+
+def test_what_goes_on_moved_as_far_as_it_did_since(tiny_llama: Path, tmp_path: Path) -> None:
+    def fresh() -> Any:
+        return attach(load(tiny_llama), LoraSection(rank=4), seed=1)
+
+    earlier = shake(fresh(), 0.1)
+    save_adapter(earlier, tmp_path, Origin("org/tiny", tiny_llama, None), method="lora")
+    model = fresh()
+    go_on_as(model, tmp_path)
+    assert max(measure_update(model).values()) == pytest.approx(0, abs=1e-6)
+    found = measure_update(shake(model, 0.05))
+    assert sorted(found) == ["layers.0", "layers.1"]
+    old = dict(earlier.merge_and_unload().named_parameters())
+    now = dict(model.merge_and_unload().named_parameters())
+    base = dict(load(tiny_llama).named_parameters())
+    for block, ratio in found.items():
+        own = [name for name in base if f"{block}." in name and base[name].ndim == 2]
+        changed = torch.cat([(now[name] - old[name]).flatten() for name in own]).norm()
+        whole = torch.cat([base[name].flatten() for name in own]).norm()
+        assert ratio == pytest.approx(float(changed / whole), rel=1e-3)
+
+
+def test_a_new_head_is_no_weight_of_the_base(tiny_llama: Path) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=3)
+    head = shake(attach(base, HeadSection(method="head"), seed=1), 1.0)
+    assert measure_update(head) == {}
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=3)
+    top = shake(attach(base, TopSection(method="top", blocks=1), seed=1), 0.1)
+    assert sorted(measure_update(top)) == ["layers.1", "outside"]
+    assert measure_update(top)["outside"] < 0.5  # of the last norm alone
 
 
 def test_the_update_of_trained_blocks_is_measured_in_place(tiny_llama: Path) -> None:

@@ -13,8 +13,11 @@ from tiny_runs import full, gradients, load, make_examples, move
 from transformers import AutoModelForSequenceClassification
 
 from peftkit.adapters.attach import attach, trainable
+from peftkit.adapters.beginning import go_on_as
 from peftkit.adapters.in_place import BEFORE
+from peftkit.adapters.store import save_adapter
 from peftkit.adapters.updates import layer_updates
+from peftkit.base.locate import Origin
 from peftkit.data.task import CAUSAL
 from peftkit.recipe.sections.adapter import HeadSection, LoraSection
 from peftkit.train.regularize.decay_to_init import decay_to_init
@@ -50,6 +53,37 @@ def test_l2sp_is_half_the_squared_size_of_the_update(tiny_llama: Path) -> None:
     assert l2sp(parts, 0.7).item() == pytest.approx(dense.item(), rel=1e-5)
     for name, gradient in gradients(model).items():
         assert torch.allclose(gradient, wanted[name], rtol=1e-4, atol=1e-7), name
+
+
+@pytest.mark.parametrize("kind", ["l2sp", "ewc"])
+def test_what_goes_on_is_pulled_to_where_it_was(
+    tiny_llama: Path, tmp_path: Path, kind: str
+) -> None:
+    """A stage that continues an adapter refers to what that was, not to the untouched base."""
+    save_adapter(
+        move(load(tiny_llama)), tmp_path, Origin("org/tiny", tiny_llama, None), method="lora"
+    )
+    model = load(tiny_llama)
+    old = {name: change.detach() for name, change in changes(move(load(tiny_llama))).items()}
+    go_on_as(model, tmp_path)
+    parts = tell_parts(model)
+    fisher = fisher_of(model, parts)
+    penalty: Penalty = (
+        partial(l2sp, parts, 2.0) if kind == "l2sp" else partial(ewc, parts, fisher, 2.0)
+    )
+    assert penalty().item() == pytest.approx(0, abs=1e-9)
+    move(model, seed=1)
+    dense = {u.name: u.scale * _product(u.layer) - old[u.name] for u in layer_updates(model)}
+    squares = {name: change.square() for name, change in dense.items()}
+    if kind == "ewc":
+        squares = {name: fisher[f"{name}.weight"] * square for name, square in squares.items()}
+    wanted = sum(float(square.sum()) for square in squares.values())
+    assert wanted > 0
+    assert penalty().item() == pytest.approx(wanted, rel=1e-4)
+
+
+def _product(layer: Any) -> torch.Tensor:
+    return (layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach()
 
 
 @given(seed=st.integers(0, 10**6), rank=st.integers(1, 6), scale=st.floats(0.1, 4.0))
