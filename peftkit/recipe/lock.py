@@ -57,6 +57,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{key}: {_shown(before.get(key, _ABSENT))} -> {_shown(after.get(key, _ABSENT))}"
         for key in {**before, **after}
         if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+        and ((key in before and key in after) or not key.endswith(SAVED))  # else `average` says it
     ]
 
 
