@@ -86,7 +86,8 @@ FREEDOM = """\
 ## What may change while a run is interrupted
 
 {free} may differ between a run and its resumption. Every other key makes another run, unless
-`peftkit finetune --allow-change KEY` names it.
+`peftkit finetune --allow-change KEY` names it; so does `train.save_every`
+where `train.average` has `last`.
 """
 
 

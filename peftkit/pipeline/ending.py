@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
+from peftkit.errors import RecipeError
 from peftkit.recipe.ending import keeps_best
 from peftkit.report.record import EVALUATIONS, STEPS
 from peftkit.train.average import averaged_steps, mean_of_files, put
-from peftkit.train.checkpoint import WEIGHTS, checkpoint_of
+from peftkit.train.checkpoint import WEIGHTS, checkpoint_folder, checkpoint_of, step_of
 from peftkit.train.stopping import best_step, find_stop, is_overfitting
 
 if TYPE_CHECKING:
@@ -83,6 +84,30 @@ def find_spared(recipe: Recipe, run: RunFolder, step: int) -> set[int]:
     if average != "none" and average.last != "none":
         spared.update(averaged_steps(recipe.train.save_every, average.last, step))
     return spared
+
+
+def refuse_lost_saves(recipe: Recipe, run: RunFolder, done: int, planned: int) -> None:
+    """Say that a run which was changed after `done` steps needs saves that it did not spare.
+
+    Raises:
+        RecipeError: weights that it would end with are gone.
+    """
+    needed: set[int] = set()
+    if keeps_best(recipe):
+        known = [line for line in run.lines(EVALUATIONS) if line["step"] <= done]
+        needed.update(filter(None, [_best(recipe, known)]))
+    average = recipe.train.average
+    if average != "none" and average.last != "none":
+        end = planned if recipe.train.early_stopping == "none" else done + 1  # the next may be it
+        needed.update(averaged_steps(recipe.train.save_every, average.last, end))
+    folders = [checkpoint_folder(run.checkpoints, step) for step in sorted(needed) if step <= done]
+    if missing := [folder for folder in folders if not folder.exists()]:
+        raise RecipeError(
+            f"train: the run would end with weights of step {step_of(missing[0])}, which were not "
+            "kept, as it began with other keys",
+            hint="`--set train.keep_best=off --set train.average=none --allow-change train` ends "
+            "with its last weights; with the keys that it began with it goes on as it was",
+        )
 
 
 def settle(

@@ -22,6 +22,7 @@ from peftkit.fast.frozen import find_cut, keep_states
 from peftkit.fast.paths import PATHS, restore_paths
 from peftkit.pipeline.choices import Choices, keep_choices, make_choices
 from peftkit.pipeline.conclude import conclude, read_run
+from peftkit.pipeline.ending import refuse_lost_saves
 from peftkit.pipeline.identity import (
     changed_versions,
     find_changes,
@@ -126,6 +127,8 @@ def prepare(
     plan = make_plan(loaded.recipe, setup)
     if checkpoint is not None:
         refuse_fewer_steps(checkpoint, plan.steps)
+        if changes:
+            refuse_lost_saves(loaded.recipe, run, checkpoint.step, plan.steps)
     check_space(run, plan.disk_bytes)
     if not changes:  # else not before `lock.json` says so
         write_recipe(run, loaded)

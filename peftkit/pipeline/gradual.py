@@ -1,13 +1,14 @@
 """Thaw a run's blocks from the top down, and take a thaw back that made validation worse.
 
 All is decided before a step, never after one: a checkpoint holds what the step left and what was
-known before the evaluation that followed it, so going on from it decides again, and alike.
+known before the evaluation that followed it, so going on from it decides again, and alike. Where a
+spike stops the run it is saved after that, and says so.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from peftkit.base.places import place_parameters
@@ -98,7 +99,7 @@ class Gradual:
 
     def before(self, step: int, watch: Watch) -> None:
         """Let learn what is to learn in this step, given how the ones before it went."""
-        if not self.turns:
+        if not self.turns or step > self.job.steps:
             return
         if self._on_plateau:
             self._decide(step - 1, watch)
@@ -150,7 +151,7 @@ class Gradual:
 
     def _decide(self, step: int, watch: Watch) -> None:
         """Take in the evaluation after a step, if there was one."""
-        if step % self.job.recipe.evaluate.every:
+        if step % self.job.recipe.evaluate.every or step <= self.known.judged:
             return
         loss = self._share(self._loss_after(step) if self.job.processes.first else None)
         if loss is None:
@@ -165,6 +166,7 @@ class Gradual:
             patience=pace.patience if isinstance(pace, OnPlateau) else 1,
             again=step + recipe.evaluate.every < self.job.steps,
         )
+        self.known = replace(self.known, judged=step)
         if decision == "thaw" and self.job.processes.first:
             self._keep(step)
         if decision == "roll back":

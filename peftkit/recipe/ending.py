@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peftkit.recipe.sections.pace import OnPlateau
 from peftkit.recipe.sections.section import refused
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from peftkit.recipe.quantized import Place
     from peftkit.recipe.schema import Recipe
+    from peftkit.recipe.sections.train import TrainSection
 
 
 def refuse_what_cannot_end(recipe: Recipe) -> None:
@@ -29,6 +31,8 @@ def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     if train.average != "none" and train.keep_best == "on":
         what = "the weights of the best evaluation and averaged ones cannot both be kept"
         yield ("train", "average"), f"{what}; leave out `train.keep_best: on`"
+    if isinstance(train.unfreeze, OnPlateau):
+        yield from _of_thaws(train)
     if stopping == "none":
         return
     if stopping.forgetting != "none" and not recipe.evaluate.remember:
@@ -38,6 +42,17 @@ def _problems(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     if steps != "auto" and every >= steps:
         what = f"evaluations every {every} steps come too late to stop a run of {steps}"
         yield ("train", "early_stopping"), f"{what}; lower `evaluate.every`"
+
+
+def _of_thaws(train: TrainSection) -> Iterator[tuple[Place, str]]:
+    """What counts on all evaluations or weights of a run that may take some of them back."""
+    what = "with `unfreeze: {every: plateau}` a thaw that does harm is taken back"
+    if train.early_stopping != "none":
+        why = f"{what}, and its evaluations would end the run before"
+        yield ("train", "early_stopping"), f"{why}; `keep_best: on` keeps the best weights"
+    if train.average != "none":
+        why = f"{what}, and its weights would stay in the mean"
+        yield ("train", "average"), f"{why}; unfreeze by `epoch`, or leave out `train.average`"
 
 
 def keeps_best(recipe: Recipe) -> bool:

@@ -34,6 +34,8 @@ FREE = frozenset(
     }
 )
 """Keys, with all below them, that may change between a run and its resumption."""
+SAVED = "train.save_every"
+"""Counts where saves are averaged, because it says which."""
 
 _ABSENT = object()
 
@@ -55,6 +57,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{key}: {_shown(before.get(key, _ABSENT))} -> {_shown(after.get(key, _ABSENT))}"
         for key in {**before, **after}
         if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+        and ((key in before and key in after) or not key.endswith(SAVED))  # else `average` says it
     ]
 
 
@@ -75,6 +78,8 @@ def _settings(resolved: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     if key in FREE:
         return
+    if key == "train" and _averages_saves(value):
+        yield SAVED, value["save_every"]
     if isinstance(value, tuple) and value:
         value = {str(index): child for index, child in enumerate(value)}
     if not isinstance(value, dict) or not value:
@@ -82,6 +87,11 @@ def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         return
     for name, child in value.items():
         yield from _flat(child, f"{key}.{name}".lstrip("."))
+
+
+def _averages_saves(train: Any) -> bool:
+    average = train.get("average", "none")
+    return isinstance(average, dict) and average.get("last", "none") != "none"
 
 
 def _portable(path: str) -> str:

@@ -70,7 +70,7 @@ def save_checkpoint(  # noqa: PLR0913 - what a checkpoint is made of, and how lo
         RunError: a weight or a moment is not finite.
         WriteError: it could not be written; the older ones are untouched.
     """
-    final = root / f"step-{step:06d}"
+    final = checkpoint_folder(root, step)
     with whole_folder(final, checkpoint_bytes(parameters)) as building:
         write_weights(parameters, building / WEIGHTS)
         write_weights(read_moments(optimizer, parameters), building / MOMENTS)
@@ -94,8 +94,8 @@ def rotate(root: Path, keep: int, spare: Collection[int] = ()) -> None:
     if usable is None:
         return
     with explained(root):
-        for folder in [f for f in _folders(root) if _step_of(f) <= usable.step][max(keep, 1) :]:
-            if _step_of(folder) not in spare:
+        for folder in [f for f in _folders(root) if step_of(f) <= usable.step][max(keep, 1) :]:
+            if step_of(folder) not in spare:
                 shutil.rmtree(folder)
         for leftover in root.glob("*.tmp-*"):
             shutil.rmtree(leftover)
@@ -119,13 +119,18 @@ def find_damage(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, if there is one."""
+    return root / f"step-{step:06d}"
+
+
 def checkpoint_of(root: Path, step: int) -> Checkpoint:
     """The whole checkpoint of a step.
 
     Raises:
         RunError: it is damaged or not there.
     """
-    folder = root / f"step-{step:06d}"
+    folder = checkpoint_folder(root, step)
     found = _verify(folder)
     if isinstance(found, str):
         raise RunError(
@@ -150,7 +155,7 @@ def _verify(folder: Path) -> Checkpoint | str:
         return f"{MANIFEST} cannot be read"
     if {*listed} - {AVERAGE} != {WEIGHTS, MOMENTS, STATE}:
         return f"{MANIFEST} does not list the files of a checkpoint"
-    if checkpoint.step != _step_of(folder):
+    if checkpoint.step != step_of(folder):
         return f"{MANIFEST} is of step {checkpoint.step}"
     wrong = (_compare(folder / name, facts) for name, facts in sorted(listed.items()))
     problem = next((problem for problem in wrong if problem), None) or _not_finite(folder)
@@ -216,10 +221,11 @@ def checkpoint_bytes(parameters: Mapping[str, Parameter]) -> int:
 def _folders(root: Path) -> list[Path]:
     """Checkpoint folders, the newest step first."""
     found = [p for p in root.glob("step-*") if p.name[5:].isdecimal() and p.is_dir()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step-"))
 
 

@@ -56,6 +56,8 @@ class Known:
     settled: bool = False
     """Whether a thaw was rolled back, so that none follows."""
     curve: tuple[Depth, ...] = ()
+    judged: int = 0
+    """After which step the last evaluation came that this follows from."""
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 import peftkit
-from peftkit.errors import InputError, RecipeError
+from peftkit.errors import InputError, RecipeError, RunError
 
 pytestmark = pytest.mark.slow
 WEIGHTS = ("delta.safetensors", "adapter_model.safetensors")
@@ -148,6 +148,63 @@ def test_interrupted_or_not_it_ends_the_same(
     assert read(again, "unfreezing.json") == read(whole, "unfreezing.json")
 
 
+def test_a_thaw_before_a_spike_that_stops_the_run_is_still_on_trial(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """What the run does at a spike is another key, so it is allowed; the log makes any step one."""
+    thaw = next(step for _, name, step, kept in curve(whole) if not kept)
+    again = interrupted_at(whole, thaw, tmp_path / "again")
+    log = (again / "steps.jsonl").read_text()
+    line = json.loads(log.splitlines()[0]) | {"loss": 1e-3}
+    (again / "steps.jsonl").write_text((json.dumps(line) + "\n") * 30)
+    settings: Any = {"recipe": recipe, "out": again, "allow_change": ["train.on_spike"]}
+    with pytest.raises(RunError, match=f"a spike: training loss .* at step {thaw + 1}"):
+        peftkit.finetune(**settings, set={"train.threads": 1, "train.on_spike": "stop"})
+    (again / "steps.jsonl").write_text(log)
+    peftkit.finetune(**settings, set={"train.threads": 1})
+    assert weights(again) == weights(whole)
+    assert read(again, "unfreezing.json") == read(whole, "unfreezing.json")
+
+
+REGULARIZED = [{"l2sp": {"strength": 0.01}}, {"decay_to_init": {"strength": 0.01}}]
+
+
+@pytest.fixture(scope="module")
+def best(recipe: Path) -> Path:
+    return run(recipe, recipe.parent / "best", train__keep_best="on", train__keep=1)
+
+
+@pytest.mark.parametrize("late", [1, 2, 99])
+def test_the_best_of_a_run_that_took_a_thaw_back_is_kept(
+    recipe: Path, best: Path, tmp_path: Path, late: int
+) -> None:
+    """Ended with 20 steps it goes on from the last of them, and learns nothing new from that."""
+    kept = read(best, "metrics.json")["steps"]["kept"]["steps"][0]
+    evaluations = (best / "evaluations.jsonl").read_text().splitlines()
+    losses_at = {line["step"]: line["loss"] for line in map(json.loads, evaluations[1:])}
+    assert losses_at[kept] == min(losses_at.values())
+    settings = {"train__keep_best": "on", "train__keep": 100}
+    long = run(recipe, tmp_path / "long", **settings)
+    thaw = next(step for _, name, step, _ in curve(long) if name == "block 0")
+    again = run(recipe, interrupted_at(long, thaw + late, tmp_path / "again"), **settings)
+    assert weights(again) == weights(best) == weights(long)
+    assert read(again, "unfreezing.json") == read(best, "unfreezing.json")
+
+
+def test_what_stands_still_is_regularized_once_it_learns(recipe: Path, tmp_path: Path) -> None:
+    """A penalty of parameters that wait has no gradient yet, and is told all the same."""
+    settings = {"train__regularize": REGULARIZED}
+    whole = run(recipe, tmp_path / "whole", **settings)
+    lines = [json.loads(line) for line in (whole / "steps.jsonl").read_text().splitlines()]
+    assert all({*line["penalty"]} == {"l2sp", "decay_to_init"} for line in lines)
+    thaw = next(step for _, name, step, _ in curve(whole) if name == "block 1")
+    before, after = (lines[step]["penalty"]["l2sp"] for step in (thaw, thaw + 1))
+    assert after > 10 * before
+    again = run(recipe, interrupted_at(whole, thaw + 1, tmp_path / "again"), **settings)
+    assert weights(again) == weights(whole)
+    assert losses(again) == losses(whole)
+
+
 def test_without_what_was_known_it_would_end_elsewhere(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +262,30 @@ def test_a_rate_that_was_found_gives_the_run_of_that_rate(recipe: Path, tmp_path
     run(recipe, again, **FIND)
     assert weights(again) == weights(found)
     assert not (again / "finder.json").exists(), "it was looked for a second time"
+
+
+def test_a_search_neither_sees_nor_leaves_what_else_a_run_has(recipe: Path, tmp_path: Path) -> None:
+    general = {"source": str(recipe.parent / "text.txt"), "format": "text"}
+    besides = FIND | {
+        "train__steps": 24,
+        "train__on_spike": "stop",
+        "train__early_stopping": {"patience": 99},
+        "train__average": {"ema": 0.9},
+        "train__regularize": [
+            {"ewc": {"strength": 10, "rows": 4, **general}},
+            {"kl": {"strength": 0.5, "rows": 2, **general}},
+            {"l2sp": {"strength": 0.1}},
+            {"neftune": {"strength": 5}},
+            {"decay_to_init": {"strength": 0.1}},
+        ],
+    }
+    found = run(recipe, tmp_path / "found", **besides)
+    alone = run(recipe, tmp_path / "alone", **FIND)
+    assert read(found, "finder.json") == read(alone, "finder.json")
+    rate = read(found, "finder.json")["suggestion"]
+    told = run(recipe, tmp_path / "told", **besides | {"train__learning_rate": rate})
+    assert losses(told) == losses(found)
+    assert weights(told) == weights(found)
 
 
 def interrupted_at_found(whole: Path, step: int, place: Path) -> Path:

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 def add_up(pieces: Iterable[Tensor]) -> Tensor:
-    """The sum of the pieces, whose gradients are added to those of the parameters one by one."""
+    """The sum of the pieces, whose gradients are added to those of the parameters one by one.
+
+    A piece of parameters that all stand still for now has none to add, and counts all the same.
+    """
     total = torch.zeros(())
     for piece in pieces:
-        piece.backward()
+        if piece.requires_grad:
+            piece.backward()
         total = total.to(piece.device) + piece.detach()
     return total

@@ -10,6 +10,7 @@ from peftkit.recipe.load import load_recipe
 from peftkit.recipe.schema import Recipe
 
 BASE = "base: {model: m}\ndata: {train: rows.jsonl}\n"
+THAWS = "train:\n  unfreeze: {every: plateau}\n"
 GENERAL = "evaluate: {remember: {source: general.txt, format: text}, every: 10}\n"
 
 
@@ -30,6 +31,9 @@ def load(folder: Path, text: str) -> Recipe:
         ("train: {early_stopping: {forgetting: 0.2}}\n" + GENERAL, True, True, True),
         ("train: {average: {last: 3}}\n", False, False, False),
         ("train: {early_stopping: none, average: none}\n", False, False, False),
+        (THAWS + "  keep_best: on\n", True, True, False),
+        ("train: {unfreeze: {every: epoch}, average: {last: 3}}\n", False, False, False),
+        ("train: {unfreeze: {every: epoch}, early_stopping: {patience: 3}}\n", True, True, False),
     ],
 )
 def test_what_the_end_depends_on(
@@ -58,6 +62,10 @@ def test_what_the_end_depends_on(
         ("train: {average: {ema: 1.5}}\n", "train.average.ema"),
         ("train: {average: {ema: 0.9}, keep_best: on}\n", "cannot both be kept"),
         ("train: {on_spike: panic}\n", "train.on_spike"),
+        (THAWS + "  early_stopping: {patience: 3}\n", "its evaluations would end the run before"),
+        (THAWS + "  early_stopping: {forgetting: 0.2}\n" + GENERAL, "would end the run before"),
+        (THAWS + "  average: {last: 3}\n", "its weights would stay in the mean"),
+        (THAWS + "  average: {ema: 0.9}\n", "its weights would stay in the mean"),
     ],
 )
 def test_what_cannot_end_is_refused(tmp_path: Path, text: str, said: str) -> None:

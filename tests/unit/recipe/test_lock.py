@@ -76,6 +76,24 @@ def test_each_key_counts_or_is_free(key: str) -> None:
     assert (difference(resolved(recipe()), resolved(recipe(key))) == []) is free
 
 
+def test_steps_between_saves_count_where_saves_are_averaged(tmp_path: Path) -> None:
+    def averaged(average: str, every: int) -> Recipe:
+        path = tmp_path / "recipe.yaml"
+        train = f"train: {{average: {average}, save_every: {every}}}\n"
+        path.write_text("base: {model: m}\ndata: {train: rows.txt}\n" + train)
+        return load_recipe(path).recipe
+
+    one, other = averaged("{last: 3}", 10), averaged("{last: 3}", 20)
+    assert digest(one) != digest(other)
+    assert difference(resolved(one), resolved(other)) == ["train.save_every: 10 -> 20"]
+    assert digest(averaged("{ema: 0.9}", 10)) == digest(averaged("{ema: 0.9}", 20))
+    keys = [
+        line.partition(":")[0] for line in difference(resolved(averaged("none", 10)), resolved(one))
+    ]
+    assert keys
+    assert all(key.startswith("train.average") for key in keys)
+
+
 def test_each_free_key_is_one_of_the_recipe() -> None:
     assert all(keys(free) for free in FREE)
     assert all(any(key.startswith(free) for key in CHANGES) for free in FREE)
