@@ -1,3 +1,5 @@
 """The few trainable parameters: put on, saved, checked and loaded in peft's layout."""
 
-from peftkit.adapters import bottleneck as bottleneck  # registers itself with peft
+from peftkit.adapters.registration import register_with_peft
+
+register_with_peft()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import putting_back
-from peftkit.adapters.task_file import heads_to_pass, left_behind, shared_shapes
+from peftkit.adapters.task_fit import heads_to_pass, left_behind, shared_shapes
 from peftkit.adapters.tokens import token_rows
 from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.upstream import quiet

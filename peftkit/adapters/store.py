@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from peftkit.adapters.attach import trainable
 from peftkit.adapters.expected import OWN_TYPES
+from peftkit.adapters.folders import NOTE
 from peftkit.adapters.head import read_heads
 from peftkit.adapters.in_place import keep_before
 from peftkit.adapters.several import acting, load_beside, use
 from peftkit.adapters.starts import as_plain
-from peftkit.adapters.task_file import (
+from peftkit.adapters.task_fit import (
     heads_to_pass,
     left_behind,
     restore_head,
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
     from peftkit.base.locate import Origin
 
-NOTE = "under.json"
-"""Which adapter stands under the one that is saved."""
 ROOM = 65_536
 """Bytes for the names in the weights and for the configuration."""
 

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from peft import PeftModel
-
-from peftkit.adapters.head import head_of, put_on_head
-from peftkit.adapters.module_tensors import PREFIX
 from peftkit.adapters.verify import (
     CONFIG_FILE,
-    DELTA_FILE,
     WEIGHTS_FILE,
     links_out,
-    module_shapes,
 )
-from peftkit.base.tasks import AUTO, NEW_HEAD, new_parts, task_of
 from peftkit.disk.weights_header import DamagedFileError, read_header
 from peftkit.errors import InputError
-from peftkit.recipe.sections.base import LABELLED
+from peftkit.recipe.sections.base import LABELLED, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,18 +33,6 @@ TASKS = {
 MOST_LABELS, WIDEST, LONGEST_NAME = 20_000, 16_384, 1_000
 LONGEST = 2**20
 """Bytes that a file from a stranger may take."""
-
-
-def write_task(model: Any, folder: Path) -> None:
-    """Say beside the adapter what it was trained to do, unless that is to write on."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    values = task_of(plain)
-    if values["task"] == "causal-lm" and head_of(plain) is None:
-        return
-    if (head := head_of(plain)) is not None:
-        values = values | {"head": head}
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    (folder / TASK_FILE).write_text(text, encoding="utf-8")
 
 
 def read_task(folder: Path) -> dict[str, Any]:
@@ -78,11 +59,11 @@ def read_task(folder: Path) -> dict[str, Any]:
 
 def _as_peft_says(folder: Path) -> dict[str, Any]:
     """What the configuration of somebody else's adapter says of its task, and how many labels."""
-    config, weights = _config_of(folder), folder / WEIGHTS_FILE
+    config, weights = config_of(folder), folder / WEIGHTS_FILE
     task = TASKS.get(str(config.get("task_type")))
     if task is None:
         return {}
-    if task not in NEW_HEAD:
+    if task not in LABELLED:
         return {"task": task}
     outputs = 0
     with suppress(OSError, DamagedFileError):
@@ -94,60 +75,7 @@ def _as_peft_says(folder: Path) -> dict[str, Any]:
     return {"task": task, "labels": [str(number) for number in range(outputs)]}
 
 
-def restore_head(model: Any, folder: Path) -> None:
-    """Give the model the head that the adapter brings, before its weights are read.
-
-    One that only stood on such a head names it too, and finds it there.
-    """
-    head, kind = read_task(folder)["head"], _config_of(folder).get("peft_type")
-    if head is not None and kind == "HEAD":
-        put_on_head(model, head["hidden"], head["dropout"])
-
-
-def shared_shapes(model: Any, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Sizes of the modules that an adapter may be about: of one for another task, not its head."""
-    shapes = module_shapes(model)
-    if not (heads := heads_to_pass(model, folder)):
-        return shapes
-    return {name: size for name, size in shapes.items() if not re.fullmatch(heads, name)}
-
-
-def heads_to_pass(model: Any, folder: Path) -> str | None:
-    """A pattern of the modules that an adapter for another task never knew; None where it did.
-
-    Those that its own configuration leaves out are among them, for the pattern takes their place.
-    """
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    knew = read_task(folder)["task"] == task_of(plain)["task"]
-    heads = [re.escape(name) for name in new_parts(plain)]
-    config = _config_of(folder)
-    if knew or not heads or config.get("modules_to_save"):
-        return None
-    pattern = rf"(?:.*\.)?(?:{'|'.join(heads)})(?:\..*)?"
-    out = config.get("exclude_modules") or []
-    if isinstance(out, str):
-        return rf"{pattern}|{re.escape(out)}"
-    return rf"{pattern}|(?:.*\.)?(?:{'|'.join(map(re.escape, out))})" if out else pattern
-
-
-def left_behind(model: Any, folder: Path) -> frozenset[str]:
-    """Tensors of an adapter that a model of another task has no place for: those of its own head.
-
-    Where nothing would be left, none is left behind, and whoever checks the adapter will say so.
-    """
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    if read_task(folder)["task"] == task_of(plain)["task"]:
-        return frozenset()
-    there = {"base_model", *(name.partition(".")[0] for name, _ in plain.named_modules())}
-    names: list[str] = []
-    for path in (folder / name for name in (WEIGHTS_FILE, DELTA_FILE)):
-        with suppress(OSError, DamagedFileError):
-            names += read_header(path)
-    left = [n for n in names if n.removeprefix(PREFIX).partition(".")[0] not in there]
-    return frozenset(left if len(left) < len(names) else ())
-
-
-def _config_of(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
     """What the adapter's configuration says, as far as it can be read; others say what is wrong."""
     try:
         values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -166,7 +94,7 @@ def _problem(values: dict[str, Any]) -> str | None:
     labels, head = values.get("labels", []), values.get("head")
     if strange := sorted(values.keys() - {"task", "labels", "head"}):
         return f"`{strange[0]}` is not a key of it"
-    if not isinstance(values.get("task"), str) or values["task"] not in AUTO:
+    if not isinstance(values.get("task"), str) or values["task"] not in get_args(Task):
         return f"`{str(values.get('task'))[:40]}` is not a task"
     named = isinstance(labels, list) and all(_is_name(label) for label in labels)
     if not named or len(labels) > MOST_LABELS or len(set(labels)) < len(labels):

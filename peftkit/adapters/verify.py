@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from transformers.pytorch_utils import Conv1D
 
 from peftkit.adapters.config_fields import config_problems
 from peftkit.adapters.expected import OWN_TYPES, expected_tensors
@@ -117,6 +116,8 @@ def module_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
     The sizes of a linear layer are read off the layer, because a 4-bit weight is stored packed.
     """
+    from transformers.pytorch_utils import Conv1D  # there is a model, so it is imported already
+
     shapes: dict[str, tuple[int, ...]] = {}
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     for name, module in plain.named_modules():

@@ -14,9 +14,8 @@ from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from peftkit.adapters.folders import NOTE, expand
 from peftkit.adapters.module_tensors import PREFIX
-from peftkit.adapters.stack import expand
-from peftkit.adapters.store import NOTE
 from peftkit.adapters.task_file import PLAIN
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE
 from peftkit.disk.durable import whole_folder

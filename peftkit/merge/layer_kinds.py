@@ -6,9 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torch.nn import Embedding, Linear
-from transformers.pytorch_utils import Conv1D
 
-from peftkit.base.load import shape_of
 from peftkit.errors import InputError
 from peftkit.merge.base_weights import nearest
 from peftkit.recipe.sections.base import BaseSection
@@ -28,6 +26,8 @@ def layer_kinds(origin: Origin) -> dict[str, str]:
 
     It is `tied` where another module has the same weight: a change of it is none of one module.
     """
+    from transformers.pytorch_utils import Conv1D  # most merges ask for no base, and do without
+
     model = _skeleton(origin)
     kinds = ((Linear, "linear"), (Conv1D, "conv1d"), (Embedding, "embedding"))
     found = {
@@ -59,6 +59,8 @@ def name_as_loaded(tensors: Iterable[str], layers: Mapping[str, str]) -> dict[st
 
 def _skeleton(origin: Origin) -> Any:
     """The model without memory for its weights, with the head that its family was trained with."""
+    from peftkit.base.load import shape_of  # imports transformers
+
     for task in TASKS[:-1]:
         with suppress(InputError):
             return shape_of(BaseSection(model=str(origin.folder), task=task), origin)

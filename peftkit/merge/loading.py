@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from peftkit.adapters.expected import OWN_TYPES, PROMPT_TYPES, TOKEN_ROWS
+from peftkit.adapters.folders import digest_of, find_adapter, read_note
 from peftkit.adapters.module_tensors import PREFIX, alpha_of, ends_in, rank_of
-from peftkit.adapters.stack import digest_of, find_adapter, read_note
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.base.locate import digest

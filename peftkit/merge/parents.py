@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftkit.adapters.stack import digest_of, find_adapter
+from peftkit.adapters.folders import digest_of, find_adapter
 from peftkit.adapters.verify import CONFIG_FILE
 from peftkit.base.locate import BUILTIN, digest, locate, weight_files
 from peftkit.disk.digest import sha256_of

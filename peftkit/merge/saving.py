@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import IA3Config, LoraConfig
 
-from peftkit.adapters.bottleneck import BottleneckConfig
 from peftkit.adapters.expected import TOKEN_ROWS
+from peftkit.adapters.lora_config import lora_config
 from peftkit.adapters.module_tensors import PREFIX
 from peftkit.adapters.task_file import PLAIN, TASK_FILE
-from peftkit.adapters.verify import WEIGHTS_FILE, verify_adapter
+from peftkit.adapters.verify import CONFIG_FILE, WEIGHTS_FILE, verify_adapter
 from peftkit.adapters.weights_file import write_weights
 from peftkit.disk.durable import whole_folder
 from peftkit.disk.replacing import refuse_to_replace
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from peftkit.merge.delta import Delta
     from peftkit.merge.other_changes import Network
 
-    Written = tuple[dict[str, Tensor], Any]
+    Written = tuple[dict[str, Tensor], dict[str, Any]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDED = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -61,7 +60,8 @@ def save_delta(
     needed = sum(w.numel() * w.itemsize for w in kept.values()) + ROOM
     with whole_folder(Path(folder), needed) as building:
         write_weights(kept, building / WEIGHTS_FILE, {"format": "pt"})
-        config.save_pretrained(str(building))
+        said = json.dumps(config, indent=2, sort_keys=True)  # as peft writes it
+        (building / CONFIG_FILE).write_text(said, encoding="utf-8")
         if (task := exact.facts.get("task")) and task != PLAIN:
             (building / TASK_FILE).write_text(json.dumps(task, indent=2) + "\n", encoding="utf-8")
         text = json.dumps({**describe(exact), **(note or {})}, indent=2) + "\n"
@@ -79,9 +79,9 @@ def prepare(delta: Delta, dtype: torch.dtype) -> Written:
     """
     weights, config = _contents_of(delta)
     weights |= delta.kept
-    config.base_model_name_or_path = delta.facts.get("base")
-    config.revision = delta.facts.get("revision")
-    config.inference_mode = True
+    config["base_model_name_or_path"] = delta.facts.get("base")
+    config["revision"] = delta.facts.get("revision")
+    config["inference_mode"] = True
     _name_kept(delta, config)
     _sort_names(config)
     return {name: _stored(name, tensor, dtype) for name, tensor in weights.items()}, config
@@ -110,14 +110,14 @@ def _tokenizer_of(delta: Delta) -> list[Path]:
     return tokenizer_files(delta.facts["folder"])
 
 
-def _sort_names(config: Any) -> None:
+def _sort_names(config: dict[str, Any]) -> None:
     """Put in one order what peft keeps in sets, or the same merge gives other bytes each time."""
     for key in ("target_modules", "feedforward_modules"):
-        if isinstance(names := getattr(config, key, None), set):
-            setattr(config, key, sorted(names))
+        if isinstance(names := config.get(key), set):
+            config[key] = sorted(names)
 
 
-def _name_kept(delta: Delta, config: Any) -> None:
+def _name_kept(delta: Delta, config: dict[str, Any]) -> None:
     """Say in the configuration which heads and which tokens the file brings, or peft ignores them.
 
     Raises:
@@ -125,11 +125,12 @@ def _name_kept(delta: Delta, config: Any) -> None:
     """
     around = [f".{name.removeprefix(PREFIX)}" for name in delta.kept]
     saved = delta.facts.get("modules_to_save") or ()
-    config.modules_to_save = [n for n in saved if any(f".{n}." in each for each in around)] or None
+    brought = [n for n in saved if any(f".{n}." in each for each in around)]
+    config["modules_to_save"] = brought or None
     if any(name.endswith(TOKEN_ROWS) for name in delta.kept):
-        if not hasattr(config, "trainable_token_indices"):
+        if "trainable_token_indices" not in config:
             raise InputError("only a low-rank adapter can bring rows of new tokens")
-        config.trainable_token_indices = delta.facts["trainable_token_indices"]
+        config["trainable_token_indices"] = delta.facts["trainable_token_indices"]
 
 
 def missing_under(delta: Delta) -> list[dict[str, str]]:
@@ -196,13 +197,13 @@ def _lora(delta: Delta) -> Written:
     ranks = {name: change.rank for name, change in delta.low.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = _unusual(ranks, usual)
-    config = LoraConfig(
+    config = lora_config(
         task_type=delta.facts.get("task_type"),
         r=usual,
         lora_alpha=usual,  # so that the product of the factors is the change
         rank_pattern=dict(others),
         alpha_pattern=dict(others),
-        target_modules=list(ranks),
+        target_modules=sorted(ranks),
         fan_in_fan_out=any(change.layer == "conv1d" for change in delta.low.values()),
         lora_bias=bool(biases),
     )
@@ -242,6 +243,8 @@ def _refuse_whole(strange: list[str]) -> None:
 
 
 def _ia3(delta: Delta) -> Written:
+    from peft import IA3Config  # takes seconds, which only merges of this kind shall wait for
+
     weights, inner = {}, []
     for name, change in delta.scalings.items():
         numbers = change.values + 1
@@ -255,11 +258,13 @@ def _ia3(delta: Delta) -> Written:
         feedforward_modules=inner,
         fan_in_fan_out=any(change.turned for change in delta.scalings.values()),
     )
-    return weights, config
+    return weights, config.to_dict()
 
 
 def _bottleneck(delta: Delta) -> Written:
     """One size for all, as the configuration has one: units that do nothing fill up the rest."""
+    from peftkit.adapters.bottleneck import BottleneckConfig  # imports peft
+
     size = max(network.size for network in delta.networks.values())
     weights: dict[str, Tensor] = {}
     for name, network in delta.networks.items():
@@ -272,7 +277,7 @@ def _bottleneck(delta: Delta) -> Written:
         target_modules=list(delta.networks),
         **dict(settings),  # type: ignore[arg-type]  # as they were read
     )
-    return weights, config
+    return weights, config.to_dict()
 
 
 def _filled(network: Network, size: int) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from peftkit.merge.folding import fold_delta, refuse_what_has_no_place
 from peftkit.merge.model_files import MERGE_FILE, Finish
 from peftkit.merge.saving import DTYPES, prepare, save_delta
 from peftkit.merge.terms import Layers, Part
-from peftkit.pipeline.judging import end_judging, start_judging
 from peftkit.pipeline.merge_terms import base_of, find_parents, load_terms, mix, settings_of
 from peftkit.pipeline.preflight import error_by_rank, look, peak_memory
 from peftkit.pipeline.provenance import record
@@ -75,6 +74,8 @@ def merge(
     if dry_run or earlier is not None or not (rows.tasks or rows.control):
         weights = recipe.weights if earlier is None else dict(earlier["weights"])
         return _merge(recipe, parents, terms, weights, out, dry_run=dry_run, earlier=earlier)
+    from peftkit.pipeline.judging import end_judging, start_judging  # only these need a model
+
     refuse_to_replace(out, MERGE_FILE)
     said = terms.base if terms else next((each.base for each in parents if each.base), None)
     judging = start_judging(recipe, parents, terms, _named_base(recipe, said), watch)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from peftkit import __version__
-from peftkit.adapters.stack import STAGES, digest_of, expand, find_adapter
+from peftkit.adapters.folders import STAGES, digest_of, expand, find_adapter
 from peftkit.base.machine import describe_machine
 from peftkit.evaluate.losses import choose_rows
 from peftkit.pipeline.conclude import read_run

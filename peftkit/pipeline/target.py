@@ -11,8 +11,9 @@ from peft import PeftModel
 
 from peftkit.adapters.expected import OWN_TYPES
 from peftkit.adapters.fold import fold
+from peftkit.adapters.folders import find_adapter
 from peftkit.adapters.several import use
-from peftkit.adapters.stack import FOUND, OWN, find_adapter, line_up, load_placed
+from peftkit.adapters.stack import FOUND, OWN, line_up, load_placed
 from peftkit.adapters.task_file import read_task
 from peftkit.adapters.tokens import added_tokens
 from peftkit.adapters.verify import CONFIG_FILE, check_adapter_name

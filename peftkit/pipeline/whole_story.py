@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from peftkit.adapters.stack import STAGES
+from peftkit.adapters.folders import STAGES
 from peftkit.diagnose.diagnose import ORDER
 from peftkit.diagnose.stages import check_stages
 from peftkit.merge.final import save_final

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftkit.adapters.store import NOTE
+from peftkit.adapters.folders import NOTE
 from peftkit.adapters.task_file import TASK_FILE
 from peftkit.adapters.verify import CONFIG_FILE, DELTA_FILE, WEIGHTS_FILE
 from peftkit.errors import InputError, RecipeError

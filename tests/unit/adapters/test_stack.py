@@ -11,12 +11,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from peftkit.adapters.attach import attach, base_only, trainable
+from peftkit.adapters.folders import digest_of, expand
 from peftkit.adapters.several import acting, use
 from peftkit.adapters.stack import (
     attach_over,
     describe,
-    digest_of,
-    expand,
     find_below,
     line_up,
     load_placed,

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftkit import Delta
-from peftkit.adapters.stack import digest_of
+from peftkit.adapters.folders import digest_of
 from peftkit.cli.main import main
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
