@@ -51,7 +51,7 @@ def test_a_recipe_promises_what_was_measured(name: str) -> None:
     text = (REPOSITORY / "recipes" / "forgetting" / f"{name}.yaml").read_text()
     expect = next(line for line in text.splitlines() if line.startswith("# Expect:"))
     if f"recipe {name}" not in arms:
-        assert expect == "# Expect: not measured"
+        assert expect.endswith(("not measured", "one run, benchmarks/LOG.md"))
         return
     own, plain = arms[f"recipe {name}"], arms["recipe plain"]
     assert expect == (
