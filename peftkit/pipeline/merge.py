@@ -42,6 +42,18 @@ class Merged:
     """Why it would not be written."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is to be merged, and what is to become of it."""
+
+    recipe: MergeRecipe
+    parents: tuple[Parent, ...]
+    out: Path
+    dry_run: bool
+    earlier: Mapping[str, Any] | None
+    watch: Watch
+
+
 def merge(
     recipe: MergeRecipe,
     out: Path,
@@ -71,31 +83,24 @@ def merge(
     streams = _streams(recipe, parents) and not dry_run
     terms = None if streams and recipe.search is None else load_terms(recipe, parents)
     rows = recipe.evaluate
+    asked = _Asked(recipe, parents, out, dry_run, earlier, watch)
     if dry_run or earlier is not None or not (rows.tasks or rows.control):
         weights = recipe.weights if earlier is None else dict(earlier["weights"])
-        return _merge(recipe, parents, terms, weights, out, dry_run=dry_run, earlier=earlier)
+        return _merge(asked, terms, weights)
     from peftkit.pipeline.judging import end_judging, start_judging  # only these need a model
 
     refuse_to_replace(out, MERGE_FILE)
     said = terms.base if terms else next((each.base for each in parents if each.base), None)
     judging = start_judging(recipe, parents, terms, _named_base(recipe, said), watch)
-    found = _merge(recipe, parents, None if streams else terms, judging.weights, out)
+    found = _merge(asked, None if streams else terms, judging.weights)
     return Merged(found.facts | end_judging(judging, recipe, out, watch))
 
 
-def _merge(
-    recipe: MergeRecipe,
-    parents: tuple[Parent, ...],
-    terms: Terms | None,
-    weights: Mapping[str, float],
-    out: Path,
-    *,
-    dry_run: bool = False,
-    earlier: Mapping[str, Any] | None = None,
-) -> Merged:
+def _merge(asked: _Asked, terms: Terms | None, weights: Mapping[str, float]) -> Merged:
     """The merge with these numbers; whole models, of which no terms were loaded, by streaming."""
+    recipe, out = asked.recipe, asked.out
     if terms is None:
-        return Merged(_stream(recipe, parents, weights, out, earlier))
+        return Merged(_stream(asked, weights))
     total = mix(recipe, terms, weights)
     output = recipe.output
     merged = total.compress(
@@ -105,18 +110,21 @@ def _merge(
     figures = look(recipe, terms, weights, total, merged)
     refusal = _refuse(recipe, terms, merged, out)
     facts = figures | {
-        "out": None if dry_run else str(out),
+        "out": None if asked.dry_run else str(out),
         "refused": refusal.message if refusal else None,
         "disk": _disk(recipe, terms, merged),
         "memory": peak_memory(),
     }
-    if dry_run:
+    if asked.dry_run:
         whole = total.compress(energy=1.0) if total.dense and merged.error.layers else total
         facts["error_by_rank"] = error_by_rank(list(whole.spectra().values()))
         return Merged(facts, refusal)
     if refusal is not None:
         raise refusal
-    note = record(recipe, parents, weights, figures, out, earlier)
+    if lost := merged.error.relative:
+        name, most = merged.error.worst
+        asked.watch.say(f"the cut loses {lost:.3g} of the change, most in {name} ({most:.3g})")
+    note = record(recipe, asked.parents, weights, figures, out, asked.earlier)
     return Merged(facts | _write(recipe, terms, merged, out, note))
 
 
@@ -126,17 +134,12 @@ def _streams(recipe: MergeRecipe, parents: tuple[Parent, ...]) -> bool:
     return recipe.output.form == "weights" and uncut and any(each.whole for each in parents)
 
 
-def _stream(
-    recipe: MergeRecipe,
-    parents: tuple[Parent, ...],
-    weights: Mapping[str, float],
-    out: Path,
-    earlier: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+def _stream(asked: _Asked, weights: Mapping[str, float]) -> dict[str, Any]:
     """Whole models merged into one that is written on the way."""
-    base = _named_base(recipe, next((each.base for each in parents if each.base), None))
+    recipe, out = asked.recipe, asked.out
+    base = _named_base(recipe, next((each.base for each in asked.parents if each.base), None))
     figures = {"formula": explain(dict(weights)), "method": recipe.method.name}
-    note = record(recipe, parents, weights, figures, out, earlier)
+    note = record(recipe, asked.parents, weights, figures, out, asked.earlier)
     found = merge_checkpoints(
         [Part(name, recipe.adapters[name], weight) for name, weight in weights.items()],
         base,

@@ -13,6 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from peftkit import Delta
 from peftkit.adapters.folders import digest_of
 from peftkit.cli.main import main
+from peftkit.pipeline.merge import merge
+from peftkit.pipeline.watch import Silent
+from peftkit.recipe.load import make_merge
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
@@ -73,6 +76,36 @@ def test_a_dry_run_tells_what_a_cut_would_cost(
     assert run(place, *words, "--fail-above", "0.1", "--out", str(out)) == 1
     assert "nothing was saved" in capsys.readouterr().err
     assert not out.exists()
+
+
+class Looker(Silent):
+    """Notes what is told, and whether the result stood there by then."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.told: list[tuple[str, bool]] = []
+
+    def say(self, line: str) -> None:
+        self.told.append((line, self.out.exists()))
+
+
+def test_what_a_cut_loses_is_told_before_anything_is_written(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    looker = Looker(out)
+    values = {
+        "name": "both",
+        "adapters": {name: str(place / name) for name in ("chat", "code")},
+        "expression": "chat + code",
+        "output": {"rank": 4},
+    }
+    found = merge(make_merge(values, {}), out, watch=looker)
+    ((line, there),) = looker.told
+    assert line.startswith(f"the cut loses {found.facts['error']:.3g} of the change, most in ")
+    assert not there
+    assert out.exists()
+    exact = Looker(tmp_path / "exact")
+    merge(make_merge(values | {"output": {}}, {}), exact.out, watch=exact)
+    assert exact.told == []
 
 
 def test_another_method_says_what_its_cut_costs(
