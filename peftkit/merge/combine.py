@@ -13,7 +13,7 @@ from peftkit.merge import low_rank
 from peftkit.merge.delta import Delta
 from peftkit.merge.joining import agree_all, collect, join_parts, refuse_two
 from peftkit.merge.low_rank import LowRank
-from peftkit.merge.methods.conflict import SignConflict, sign_conflicts, total
+from peftkit.merge.methods.conflict import SignConflict, sign_conflicts, spread_rows, total
 from peftkit.merge.methods.entry_wise import merge_layers
 from peftkit.merge.methods.gram import gram_of_factors
 from peftkit.merge.methods.in_core import Factored
@@ -67,7 +67,7 @@ def combine(
 
 def measure_conflict(deltas: Sequence[Delta], inputs: Inputs) -> SignConflict:
     """How much of the weighed low-rank changes pulls in opposite directions, entry by entry."""
-    stream = Stream.of([Layer.of_factors(*each) for each in _pairs(deltas).items()], inputs)
+    stream = Stream.of(spread_rows(_pairs(deltas)), inputs)
     return total(sign_conflicts(stream).values())
 
 

@@ -19,9 +19,9 @@ from peftkit.errors import InputError, RecipeError
 from peftkit.merge import low_rank
 from peftkit.merge.joining import Term, add_whole, agree_all, collect, join_parts, refuse_two
 from peftkit.merge.low_rank import LowRank, decompose
-from peftkit.merge.methods.conflict import sign_conflicts, total
+from peftkit.merge.methods.conflict import sign_conflicts, spread_rows, total
 from peftkit.merge.methods.inputs import Inputs
-from peftkit.merge.methods.stream import Layer, Stream
+from peftkit.merge.methods.stream import Stream
 from peftkit.merge.other_changes import (
     join_networks,
     join_scalings,
@@ -320,16 +320,17 @@ class Delta:
         }
 
     def sign_conflict(self, other: Delta) -> float:
-        """Share of the entries that both change in which they pull in opposite directions."""
-        layers = [
-            Layer.of_factors(
-                name, [(each.low[name].up, each.low[name].down) for each in (self, other)]
-            )
+        """Share of the entries that both change in which they pull in opposite directions.
+
+        Of a large model, as every so many-th row says.
+        """
+        shared = {
+            name: [(each.low[name].up, each.low[name].down) for each in (self, other)]
             for name in self.low
             if name in other.low
-        ]
+        }
         inputs = Inputs((1.0, 1.0), ("one", "other"), ("one", "other"))
-        stream = Stream.of(layers, inputs, dtype=torch.float64)
+        stream = Stream.of(spread_rows(shared), inputs, dtype=torch.float64)
         return total(sign_conflicts(stream).values()).share
 
     def _each(self, factor: Callable[[str], float]) -> Delta:

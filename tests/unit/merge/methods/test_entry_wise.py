@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peftkit.errors import InputError, RecipeError
 from peftkit.merge.methods.catalog import METHODS, find_method
-from peftkit.merge.methods.conflict import SignConflict, sign_conflicts, total
+from peftkit.merge.methods.conflict import SignConflict, sign_conflicts, spread_rows, total
 from peftkit.merge.methods.entry_wise import merge_blocks, merge_layers
 from peftkit.merge.methods.inputs import Inputs
 from peftkit.merge.methods.steps import Ties, ties
@@ -321,6 +321,35 @@ def test_sign_conflicts_count_contested_entries_and_what_cancels() -> None:
     assert found["one"].canceled == pytest.approx(2 / 15)
     assert (found["two"].share, found["two"].canceled) == (0.0, 0.0)
     assert total(found.values()) == SignConflict(8, 3, 1, 15.0, 13.0)
+
+
+def test_some_rows_say_what_all_rows_say() -> None:
+    """Of 200 rows, 67 tell opposite signs within a hundredth, and every row is asked for by few."""
+    generator = torch.Generator().manual_seed(3)
+
+    def change(rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [
+            (
+                torch.randn(rows, 4, generator=generator, dtype=torch.float64),
+                torch.randn(4, 300, generator=generator, dtype=torch.float64),
+            )
+            for _ in range(2)
+        ]
+
+    changes = {"a": change(200), "b": change(100)}
+    inputs = Inputs((1.0, 1.0), ("x", "y"), ("x", "y"))
+    every = spread_rows(changes)
+    assert [layer.rows for layer in every] == [200, 100]
+    some = spread_rows(changes, most=200 * 300)
+    assert [layer.rows for layer in some] == [100, 50]
+    fewer = spread_rows(changes, most=100 * 300)
+    assert [layer.rows for layer in fewer] == [67, 34]
+    assert torch.equal(fewer[0].read[0](1, 2), changes["a"][0][0][3:4] @ changes["a"][0][1])
+    whole = total(sign_conflicts(Stream.of(every, inputs)).values())
+    for layers in (some, fewer):
+        found = total(sign_conflicts(Stream.of(layers, inputs)).values())
+        assert found.share == pytest.approx(whole.share, abs=0.01)
+        assert found.canceled == pytest.approx(whole.canceled, abs=0.01)
 
 
 def test_a_negative_weight_turns_agreement_into_conflict() -> None:
