@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import peftkit
 from peftkit.errors import InputError, RecipeError
 from peftkit.pipeline.evaluate import evaluate
+from peftkit.pipeline.setup import set_up
 from peftkit.pipeline.target import open_target
 from peftkit.publish.tree import lay_out
+from peftkit.recipe.load import load_recipe
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -122,6 +124,44 @@ def test_a_stage_begins_where_the_one_before_it_ended(
     ]
     assert measured[:3] == pytest.approx([measured[0]] * 3, abs=2e-5)
     assert measured[3] != pytest.approx(measured[0], abs=1e-3)
+
+
+def test_each_stage_warms_up_anew_replays_its_share_and_trains_the_end_of_each_document(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_llama, "continued", rows="{source: domain.jsonl}")
+    for name, of, count in (("domain", "old", 60), ("general", "new", 40)):
+        texts = [f"{COLORS[n % 4]} house {n % 7} is {of} {n}" for n in range(count)]
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(rows)
+    replay = {"source": str(tmp_path / "general.jsonl"), "format": "text", "fraction": 0.25}
+    domain = {"source": str(tmp_path / "domain.jsonl"), "format": "text"}
+    pace: dict[str, Any] = {
+        "train.warmup": 0.5,
+        "train.schedule": "linear",
+        "stages.domain.data.replay": replay,
+    }
+    pace["stages.domain.data.train"] = domain
+    loaded = load_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in pace.items()])
+    run = peftkit.finetune(recipe, out=tmp_path / "run", set=pace)
+    rates = []
+    for stage in ("domain", "task"):
+        lines = (run.path / "stages" / stage / "steps.jsonl").read_text().splitlines()
+        rates.append([json.loads(line)["learning_rate"] for line in lines])
+    third = 1e-2 / 3
+    assert rates[0] == pytest.approx([third, 2 * third, 3 * third, 3 * third, 2 * third, third])
+    assert rates[1] == rates[0]
+    seen = read(run.path / "stages" / "domain" / "metrics.json")["seen"]["sources"]
+    assert [each["replay"] for each in seen] == [False, True]
+    assert len(read(run.path / "stages" / "task" / "metrics.json")["seen"]["sources"]) == 1
+    setup = set_up(loaded.recipe.stage(0))
+    examples = setup.data.train.examples
+    assert len(examples) > 70
+    tokens, a_row = sum(each["tokens"] for each in seen), max(each.length for each in examples)
+    assert abs(seen[1]["tokens"] - 0.25 * tokens) <= a_row < 0.2 * 0.25 * tokens
+    for example in (examples[at] for at in range(len(examples))):
+        assert example.tokens[-1] in setup.stops
+        assert example.trained[-1]
 
 
 @pytest.mark.parametrize("how", ["continued", "folded", "stacked"])
