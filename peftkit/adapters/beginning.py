@@ -16,6 +16,7 @@ from peftkit.adapters.expected import PROMPT_TYPES
 from peftkit.adapters.fold import fold
 from peftkit.adapters.in_place import forget_before, keep_before
 from peftkit.adapters.store import load_adapter
+from peftkit.adapters.task_file import config_of
 from peftkit.adapters.verify import DELTA_FILE, WEIGHTS_FILE
 from peftkit.base.quantize import packed_layers
 from peftkit.base.tasks import new_parts
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 KINDS = {"prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING"}
 """What peft calls methods by another name than ours."""
+MEANING = (
+    *("lora_alpha", "alpha_pattern", "use_rslora", "use_dora"),
+    *("projection_prng_key", "coft", "eps", "use_cayley_neumann", "num_cayley_neumann_terms"),
+    *("non_linearity", "variant", "scaling"),
+)
+"""Keys of a configuration by which the same numbers do something else."""
 OTHERWISE = "`--set adapter.under_as=stacked` or `folded` puts a new adapter on it"
 
 
@@ -76,9 +83,10 @@ def go_on_as(adapted: Any, folder: Path) -> None:
     """Give what trains the numbers of an earlier adapter; heads of another task begin anew.
 
     Raises:
-        InputError: the two are not of one shape.
+        InputError: the two are not of one shape, or do not mean the same by their numbers.
     """
     if isinstance(adapted, PeftModel):
+        _refuse_another_meaning(vars(adapted.peft_config["default"]), folder)
         weights = load_file(folder / WEIGHTS_FILE)
         with quiet():
             own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -92,6 +100,18 @@ def go_on_as(adapted: Any, folder: Path) -> None:
         adapted.load_state_dict({n: t for n, t in weights.items() if n in own}, strict=False)
     forget_before(adapted)
     keep_before(adapted, trainable(adapted))
+
+
+def _refuse_another_meaning(new: Mapping[str, Any], folder: Path) -> None:
+    """Say where the earlier numbers would do something else under the new configuration."""
+    old = config_of(folder)
+    for key in MEANING:
+        if key in new and key in old and new[key] != old[key]:
+            raise InputError(
+                f"`{folder}` cannot go on training here: it has {key} {old[key]}, and here it is "
+                f"{new[key]}",
+                hint=f"set the same in `adapter`; {OTHERWISE}",
+            )
 
 
 def _refuse_another_shape(
