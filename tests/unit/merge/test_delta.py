@@ -58,18 +58,6 @@ AS_IT_IS = [kind for kind in KINDS if kind not in NEEDS_BASE]
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A saved Llama and a saved GPT-2 with random weights."""
-    found = {}
-    for family in ("llama", "gpt2"):
-        torch.manual_seed(0)
-        found[family] = tmp_path_factory.mktemp(family)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES))
-        model.save_pretrained(found[family])
-    return found
-
-
-@pytest.fixture(scope="module")
 def adapters(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One adapter of each kind, with random numbers in it."""
     found = {}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from merge_bases import IDS, SIZES
+from merge_bases import IDS
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from peftkit import Delta
 from peftkit.adapters.bottleneck import BottleneckConfig
@@ -74,17 +74,6 @@ PAIRS: dict[str, tuple[str, list[Any]]] = {
         ],
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
-    for family in ("llama", "gpt2"):
-        torch.manual_seed(0)
-        found[family] = tmp_path_factory.mktemp(family)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES))
-        model.save_pretrained(found[family])
-    return found
 
 
 def fresh(base: Path) -> Any:

@@ -17,7 +17,6 @@ from peftkit.cli.main import main
 from peftkit.errors import InputError
 from peftkit.merge.undo import undo_fold
 
-STORIES = Path(__file__).resolve().parents[4] / "shared" / "material" / "stories260k-hf"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
@@ -72,11 +71,12 @@ def test_the_base_comes_back_bit_for_bit(kind: str, dtype: torch.dtype, tmp_path
     assert changed
 
 
-@pytest.mark.skipif(not STORIES.is_dir(), reason="no material")
+@pytest.mark.material
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_real_base_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_real_base_comes_back(dtype: torch.dtype, tmp_path: Path, material: Path) -> None:
     base = tmp_path / "base"
-    AutoModelForCausalLM.from_pretrained(STORIES, dtype=dtype).save_pretrained(base)
+    stories = material / "stories260k-hf"
+    AutoModelForCausalLM.from_pretrained(stories, dtype=dtype).save_pretrained(base)
     config = LoraConfig(r=8, target_modules="all-linear")
     adapter = adapt(base, config, tmp_path / "adapter", 0.02)
     found = Delta.load(adapter).fold(base, tmp_path / "folded")
